@@ -1,0 +1,60 @@
+# Every target makes the virtual environment it needs, so any of them works on a fresh clone.  `make` alone lists them.
+#   make PYTHON=python3.12 test      another Python
+#   make demo ARGS='--out DIR'     arguments for the command behind a target
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup demo test test-fast test-ray test-matching check bench clean
+
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+# Two stamps: the demo needs the package alone, everything else the tools too.  A changed pyproject.toml installs again.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "cropreg needs Python 3.11 or newer, $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: pyproject.toml | $(BIN)/python
+	@echo "installing cropreg and what it needs into $(VENV) (torch and Ray are large: minutes)"
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	@echo "installing cropreg, what it needs and the tools into $(VENV) (torch and Ray are large: minutes)"
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $(VENV)/.package $@
+
+setup: $(VENV)/.tools ## Makes the virtual environment with everything a developer needs.
+
+demo: $(VENV)/.package ## Shows the whole way on pictures that come with the package: minutes on 2 CPU cores.
+	$(BIN)/cropreg demo $(ARGS)
+
+test: test-fast test-ray ## Runs all tests but the slow ones.
+
+test-fast: $(VENV)/.tools ## Runs the tests that need neither Ray nor a browser.
+	$(BIN)/pytest -q -n 2 -m "not ray and not slow and not browser" $(ARGS)
+
+# In one process: several local clusters on one machine get in each other's way.
+test-ray: $(VENV)/.tools ## Runs the tests that start Ray.
+	$(BIN)/pytest -q -m "(ray or browser) and not slow" $(ARGS)
+
+test-matching: $(VENV)/.tools ## Runs the matcher's tests.
+	$(BIN)/pytest -q -n 2 -m "not ray and not slow" -k "match or pair or place" $(ARGS)
+
+check: $(VENV)/.tools ## Checks style, types and that imports point down.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_floors.py
+
+bench: $(VENV)/.tools ## Measures; each benchmark prints its own numbers.
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+clean: ## Removes what the other targets leave behind, except the virtual environment.
+	rm -rf build dist cropreg-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf

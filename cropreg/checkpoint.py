@@ -1,0 +1,165 @@
+"""Checkpoints: folders that hold all it takes to use a model, and beside them, in ``last``, what it takes to train on.
+
+``model.safetensors`` and ``checkpoint.json`` need no unpickling.  ``state.pt`` (only for resuming, only in ``last``) is read with
+``weights_only``.  Every file is checked against its checksum in ``checkpoint.json``, which is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+
+from cropreg import __version__, storage
+from cropreg.errors import InputError, ModelError
+from cropreg.model import Architecture, CropRegressor
+from cropreg.schema import SCHEMA_VERSION
+from cropreg.settings import Settings
+
+_MODEL, _STATE, _INFO = "model.safetensors", "state.pt", "checkpoint.json"
+
+
+class Calibration(Settings):
+    """What the ``calib`` split taught about the model's errors; see :mod:`cropreg.calibration`."""
+
+    rows: int
+    coverage: float
+    spread_floor: float
+    edge_factors: tuple[float, float, float, float] | None
+    confidence_spreads: tuple[float, ...]
+    confidence_values: tuple[float, ...]
+
+
+class CheckpointInfo(Settings):
+    """What ``checkpoint.json`` says of the model beside it."""
+
+    schema_version: int = SCHEMA_VERSION
+    cropreg_version: str = __version__
+    architecture: Architecture
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    prior_margins: tuple[float, float, float, float]
+    baselines: dict[str, tuple[float, float, float, float]]
+    epoch: int
+    metrics: dict[str, float]
+    calibration: Calibration | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+
+def save(uri: str, model: CropRegressor, info: CheckpointInfo, state: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint folder in place of the one that is there; on a local disk the old one stays until the new one is whole.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    files = {_MODEL: safetensors.torch.save(weights)}
+    if state is not None:
+        buffer = io.BytesIO()  # torch.save on a full disk raises no OSError and leaves a torn file; bytes are written by storage
+        torch.save(state, buffer)
+        files[_STATE] = buffer.getvalue()
+    info = info.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
+    folder = uri if storage.is_remote(uri) else _beside(uri, f"new-{uuid.uuid4().hex}")
+    try:
+        for name, data in files.items():
+            storage.write_whole(storage.join(folder, name), data)
+        storage.write_whole(storage.join(folder, _INFO), info.model_dump_json(indent=1).encode())
+    except BaseException:
+        if folder != uri:
+            storage.remove(folder)
+        raise
+    if folder != uri:
+        _take_place(folder, uri)
+
+
+def load(uri: str) -> tuple[CropRegressor, CheckpointInfo]:
+    """Opens a checkpoint folder: the model on the CPU, in evaluation mode, and what is known of it.
+
+    Raises:
+        InputError: there is no checkpoint. ModelError: it is damaged, of another version, or its weights are not those of its architecture.
+    """
+    info = load_info(uri)
+    try:
+        weights = safetensors.torch.load(_read(uri, _MODEL, info))
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{storage.join(uri, _MODEL)}: no safetensors file ({error}).") from error
+    model = CropRegressor(info.architecture, info.prior_margins)
+    wanted = model.state_dict()
+    wrong = [
+        n for n in wanted.keys() | weights.keys() if n not in wanted or n not in weights or wanted[n].shape != weights[n].shape
+    ]
+    if wrong:
+        raise ModelError(f"{uri}: {len(wrong)} tensors do not fit the architecture it names, first {min(wrong)}. Train again.")
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ModelError(f"{uri}: the weights hold NaN or Inf. Use another checkpoint, or train again.")
+    model.load_state_dict(weights)
+    return model.eval(), info
+
+
+def load_info(uri: str) -> CheckpointInfo:
+    """Reads ``checkpoint.json`` alone."""
+    if not storage.is_remote(uri):
+        _finish_swap(uri)
+    name = storage.join(uri, _INFO)
+    try:
+        data = storage.read_bytes(name)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: no checkpoint here. Train one: cropreg train BOXES --out RUN") from error
+    try:
+        info = CheckpointInfo.model_validate_json(data)
+    except ValidationError as error:
+        raise ModelError(
+            f"{name}: not a description of a checkpoint that this cropreg knows ({error.errors()[0]['msg']})."
+        ) from error
+    if info.schema_version != SCHEMA_VERSION:
+        raise ModelError(
+            f"{name}: schema version {info.schema_version}, this cropreg reads {SCHEMA_VERSION}. Use the cropreg that wrote it."
+        )
+    return info
+
+
+def load_state(uri: str, info: CheckpointInfo) -> dict[str, Any]:
+    """Reads what it takes to resume, as it was given to :func:`save`; tensors on the CPU."""
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(_read(uri, _STATE, info)), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise ModelError(f"{storage.join(uri, _STATE)}: cannot be read ({error}). Train again with --overwrite.") from error
+    return state
+
+
+def _read(uri: str, name: str, info: CheckpointInfo) -> bytes:
+    file = storage.join(uri, name)
+    try:
+        data = storage.read_bytes(file)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error}).") from error
+    if hashlib.sha256(data).hexdigest() != info.sha256.get(name):
+        raise ModelError(f"{file}: not the file that {_INFO} names (checksum). It is damaged, or half copied; copy it again.")
+    return data
+
+
+def _beside(uri: str, suffix: str) -> str:
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    return storage.join(folder, f".{name}-{suffix}")
+
+
+def _take_place(new: str, uri: str) -> None:
+    """Puts folder ``new`` where ``uri`` is; a crash in between leaves the old one under a hidden name, from which it is taken back."""
+    old, path = storage.local_path(_beside(uri, "old")), storage.local_path(uri)
+    if os.path.exists(path):
+        storage.remove(old)
+        os.rename(path, old)
+    os.rename(storage.local_path(new), path)
+    storage.remove(old)
+
+
+def _finish_swap(uri: str) -> None:
+    old = storage.local_path(_beside(uri, "old"))
+    if not os.path.exists(storage.local_path(uri)) and os.path.exists(old):
+        os.rename(old, storage.local_path(uri))

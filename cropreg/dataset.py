@@ -1,0 +1,212 @@
+"""The training examples: a map-style dataset that holds columns of the table and decodes one picture when it is asked for one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from cropreg import boxes, storage
+from cropreg.augment import into_window, reframed_window
+from cropreg.errors import InputError
+from cropreg.images import decode_color
+from cropreg.schema import FOUND, BoxDataset
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The found rows of a box dataset, as columns.
+
+    Attributes:
+        pair_ids, original_ids, original_uris: Arrow string arrays (N).
+        sizes_wh: (N, 2) int64, upright pixels of the originals.
+        boxes_norm: (N, 4) float64, shares of the original.
+    """
+
+    pair_ids: pa.Array
+    original_ids: pa.Array
+    original_uris: pa.Array
+    sizes_wh: NDArray[np.int64]
+    boxes_norm: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.boxes_norm)
+
+
+def read_labels(dataset: BoxDataset, split: str) -> Labels:
+    """Reads the rows that train or judge: verdict ``found``, of one split or of ``all``; sorted by ``pair_id``."""
+    columns = ["pair_id", "original_id", "original_uri", "original_w", "original_h", "x1", "y1", "x2", "y2", "verdict", "split"]
+    table = dataset.pairs(columns)
+    keep = pc.equal(table["verdict"], FOUND)
+    if split != "all":
+        keep = pc.and_(keep, pc.equal(table["split"], split))
+    table = table.filter(keep)
+    sizes_wh = np.stack([table[c].to_numpy() for c in ("original_w", "original_h")], 1).astype(np.int64)
+    boxes_px = np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
+    pair_ids, original_ids, uris = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri"))
+    return Labels(pair_ids, original_ids, uris, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
+
+
+class Proxies:
+    """The small JPEG copies of a dataset, memory-mapped: any one is read without its neighbours.
+
+    Parts on an object store are fetched once into a folder of this machine, checked, and mapped from there.
+    """
+
+    def __init__(self, dataset: BoxDataset) -> None:
+        self._dataset = dataset
+        self._parts = dataset.parts("proxies")
+        self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
+        self._open: dict[int, pa.Table] = {}
+
+    def locate(self, original_ids: pa.Array) -> NDArray[np.int64]:
+        """Where the proxies of these originals stand: (N) positions over all parts; -1 where there is none."""
+        if not self._parts:
+            return np.full(len(original_ids), -1, np.int64)
+        ids = pa.concat_arrays([c for i in range(len(self._parts)) for c in self._table(i)["original_id"].chunks])
+        return np.asarray(pc.fill_null(pc.index_in(original_ids, ids), -1).to_numpy(zero_copy_only=False), np.int64)
+
+    def jpeg(self, position: int) -> bytes:
+        """The bytes of the proxy at a position that :meth:`locate` gave."""
+        part = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return bytes(self._table(part)["jpeg"][int(position - self._starts[part])].as_py())
+
+    def _table(self, index: int) -> pa.Table:
+        if index not in self._open:
+            part = self._parts[index]
+            uri = storage.join(self._dataset.uri, part.file)
+            path = self._fetched(index) if storage.is_remote(uri) else storage.local_path(uri)
+            try:
+                self._open[index] = pa.ipc.open_file(pa.memory_map(path)).read_all()
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(f"{uri}: this file of proxies cannot be read ({error}). Restore it, or match again.") from error
+        return self._open[index]
+
+    def _fetched(self, index: int) -> str:
+        part = self._parts[index]
+        path = os.path.join(tempfile.gettempdir(), f"cropreg-proxies-{os.getuid()}", part.sha256)
+        if not os.path.exists(path):
+            storage.write_whole(path, self._dataset.read_part(part))
+        return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a memory map does not travel between processes; each opens its own
+
+
+class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Pictures and their boxes, decoded one at a time.
+
+    Holds the table's columns only; ``dataset[i]`` decodes one proxy (or the original) and returns
+
+    - the picture: float32 (3, side, side), normalised, squashed to a square;
+    - the box: float32 (4,) x1, y1, x2, y2 in shares of what the picture shows;
+    - ``i``, to name the pair when something is wrong with it.
+
+    Args:
+        dataset: the box dataset.
+        split: ``train``, ``val``, ``calib``, ``test`` or ``all``.
+        side: px.
+        augment: re-frame, recolour and, if asked, flip, at random.  What happens to a row depends on the seed, the epoch
+            (:meth:`set_epoch`) and the row alone, not on who loads it.
+        read_from: ``proxies`` or ``originals``.
+
+    Raises:
+        InputError: a row has no proxy, or its picture cannot be read any more.
+    """
+
+    def __init__(
+        self,
+        dataset: BoxDataset,
+        split: str,
+        side: int,
+        *,
+        augment: bool = False,
+        flip: Literal["none", "horizontal", "vertical", "both"] = "none",
+        reframe: float = 0.5,
+        color: float = 0.2,
+        read_from: Literal["proxies", "originals"] = "proxies",
+        seed: int = 0,
+    ) -> None:
+        self.labels = read_labels(dataset, split)
+        self._side, self._augment, self._reframe, self._seed = side, augment, reframe, seed
+        self._proxies = Proxies(dataset) if read_from == "proxies" else None
+        self._positions = self._proxies.locate(self.labels.original_ids) if self._proxies else None
+        if self._positions is not None and (self._positions < 0).any():
+            missing = self.labels.original_uris[int(np.argmin(self._positions))]
+            raise InputError(f"{dataset.uri}: no proxy of {missing}. Match again, or train with --from originals.")
+        steps: list[Any] = [v2.Resize((side, side), antialias=True)]
+        if augment and flip in ("horizontal", "both"):
+            steps.append(v2.RandomHorizontalFlip())
+        if augment and flip in ("vertical", "both"):
+            steps.append(v2.RandomVerticalFlip())
+        if augment and color > 0:
+            steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 10))
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        self._transform = v2.Compose(steps)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loading processes that live on see it change
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the chance of augmentation that of ``epoch``."""
+        self._epoch.fill_(epoch)
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """The picture of a row as it is stored, (H, W, 3) RGB."""
+        uri = self.labels.original_uris[index].as_py()
+        if self._proxies is not None and self._positions is not None:
+            return decode_color(self._proxies.jpeg(int(self._positions[index])), uri)
+        try:
+            return decode_color(storage.read_bytes(uri), uri)
+        except OSError as error:
+            raise InputError(
+                f"{uri}: this original cannot be read any more ({error}). Restore it, or train from proxies."
+            ) from error
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        pixels, box = self.picture(index), self.labels.boxes_norm[index]
+        with torch.random.fork_rng(devices=[], enabled=self._augment):
+            if self._augment:
+                words = hashlib.sha256(f"{self._seed}/{int(self._epoch)}/{index}".encode()).digest()
+                torch.manual_seed(int.from_bytes(words[:7], "big"))
+                window = reframed_window(box, self._reframe, np.random.default_rng(list(words[7:15])))
+                pixels, window = cut_window(pixels, window)
+                box = into_window(box, window)
+            height, width = pixels.shape[:2]
+            image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+            box_px = torch.from_numpy(boxes.denormalise(box, (width, height)).astype(np.float32))[None]
+            framed = tv_tensors.BoundingBoxes(box_px, format="XYXY", canvas_size=(height, width))
+            image, framed = self._transform(image, framed)
+        return image.as_subclass(torch.Tensor), framed.as_subclass(torch.Tensor)[0] / self._side, index
+
+
+def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Cuts a window (4,) in shares out of a picture (H, W, 3); returns the view, and the window it is: to whole pixels outwards."""
+    height, width = pixels.shape[:2]
+    x1, y1 = int(window_norm[0] * width), int(window_norm[1] * height)
+    x2, y2 = max(int(np.ceil(window_norm[2] * width)), x1 + 1), max(int(np.ceil(window_norm[3] * height)), y1 + 1)
+    return pixels[y1:y2, x1:x2], boxes.normalise([x1, y1, x2, y2], (width, height))
+
+
+def shrink(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:
+    """A picture (H, W, 3) as the model sees it: float32 (3, side, side), squashed, normalised; what the dataset does unaugmented."""
+    small = v2.functional.resize(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), [side, side], antialias=True)
+    return v2.functional.normalize(small.float() / 255, list(MEAN), list(STD))
+
+
+cv2.setNumThreads(1)  # processes that load in parallel must not each start a thread per core

@@ -1,0 +1,103 @@
+"""Features: ORB keypoints and a seeded vote find a crop of unknown scale and small turn."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching.place import Affine
+from cropreg.matching.plane import Plane, from_between
+from cropreg.matching.search import Candidate
+
+TRIALS = 1500  # pairs of matches tried; with 5% right ones, 0.05**2 * 1500 = 4 good pairs are expected
+Points = NDArray[np.complex128]  # (n,) x + iy
+SEED = 20240  # the trials are the same in every process
+
+
+def by_features(
+    original: Plane, crop: Plane, *, num_features: int, scale_range: tuple[float, float], max_angle_deg: float, count: int
+) -> list[Candidate]:
+    """Candidates from ORB keypoints (Rublee et al., ICCV 2011) and a similarity that most of them agree on (RANSAC), best first.
+
+    ``scale_range`` is in crop pixels per original pixel.  Cost: 8 to 17 ms for planes of half a megapixel.
+    """
+    points_o, codes_o = _keypoints(original.pixels, num_features)
+    points_c, codes_c = _keypoints(crop.pixels, num_features)
+    if codes_o is None or codes_c is None or len(points_c) < 6 or len(points_o) < 6:
+        return []
+    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(codes_c, codes_o, k=2)
+    good = [p[0] for p in pairs if len(p) == 2 and p[0].distance < 0.85 * p[1].distance and p[0].distance < 64]
+    if len(good) < 5:
+        return []
+    a = points_c[[m.queryIdx for m in good]]
+    b = points_o[[m.trainIdx for m in good]]
+    plane_scale = original.step / crop.step  # a crop plane pixel covers crop.step crop px, that is crop.step / scale original px
+    low, high = (1 / (s * plane_scale) for s in scale_range[::-1])
+    found = []
+    for linear, shift, votes in _similarities(a, b, (low, high), max_angle_deg, count):
+        matrix = np.hstack([linear, shift[:, None]])
+        found.append(Candidate(from_between(original, crop, matrix), votes / len(good)))
+    return found
+
+
+def _keypoints(pixels: NDArray[np.generic], num_features: int) -> tuple[NDArray[np.float64], NDArray[np.uint8] | None]:
+    grey = pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0, 255).astype(np.uint8)
+    # small planes: the patch is 31 px and keypoints keep away from the edge, so enlarge the picture by two instead
+    zoom = 2 if max(grey.shape) < 400 else 1
+    if zoom > 1:
+        grey = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
+    orb = cv2.ORB_create(nfeatures=num_features, scaleFactor=1.2, nlevels=8, edgeThreshold=16, patchSize=31, fastThreshold=7)
+    points, codes = orb.detectAndCompute(grey, None)
+    xy = np.array([p.pt for p in points], np.float64).reshape(-1, 2)
+    return (xy + 0.5) / zoom - 0.5, codes
+
+
+def _similarities(
+    a: NDArray[np.float64], b: NDArray[np.float64], scale_range: tuple[float, float], max_angle_deg: float, count: int
+) -> list[tuple[Affine, NDArray[np.float64], int]]:
+    """Up to ``count`` similarities a -> b with the most inliers: (linear (2, 2), shift (2,), votes); complex numbers are points."""
+    rng = np.random.default_rng(SEED)
+    n = len(a)
+    za, zb = a[:, 0] + 1j * a[:, 1], b[:, 0] + 1j * b[:, 1]
+    i, j = rng.integers(0, n, TRIALS), rng.integers(0, n, TRIALS)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = (zb[i] - zb[j]) / (za[i] - za[j])
+    far = np.abs(za[i] - za[j]) > 8
+    size = np.abs(turn)
+    fits = far & (size > scale_range[0]) & (size < scale_range[1]) & (np.abs(np.angle(turn, deg=True)) < max_angle_deg)
+    turn, i = turn[fits], i[fits]
+    if not len(turn):
+        return []
+    move = zb[i] - turn * za[i]
+    close_px = 3.0 * np.maximum(1.0, np.abs(turn))[:, None]
+    inside = np.abs(turn[:, None] * za[None] + move[:, None] - zb[None]) < close_px  # (trials, n)
+    found: list[tuple[Affine, NDArray[np.float64], int]] = []
+    free = np.ones(n, bool)
+    for _ in range(count):
+        votes = (inside & free).sum(1)
+        k = int(votes.argmax())
+        chosen = inside[k] & free
+        if votes[k] < 4:
+            break
+        free &= ~inside[k]
+        refined = _least_squares(za, zb, chosen)
+        if refined is not None and scale_range[0] < abs(refined[0]) < scale_range[1]:
+            t, m, inliers = refined
+            found.append((np.array([[t.real, -t.imag], [t.imag, t.real]]), np.array([m.real, m.imag]), inliers))
+    return found
+
+
+def _least_squares(za: Points, zb: Points, chosen: NDArray[np.bool_]) -> tuple[complex, complex, int] | None:
+    """The similarity z_b = turn * z_a + move that fits the chosen points best, twice re-chosen: (turn, move, inliers)."""
+    for _ in range(3):
+        if chosen.sum() < 3:
+            return None
+        mean_a, mean_b = za[chosen].mean(), zb[chosen].mean()
+        spread = (np.abs(za[chosen] - mean_a) ** 2).sum()
+        if spread < 1e-6:
+            return None
+        turn = ((zb[chosen] - mean_b) * np.conj(za[chosen] - mean_a)).sum() / spread
+        move = mean_b - turn * mean_a
+        chosen = np.abs(turn * za + move - zb) < 3.0 * max(1.0, abs(turn))
+    return complex(turn), complex(move), int(chosen.sum())

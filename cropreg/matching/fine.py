@@ -1,0 +1,154 @@
+"""Fine: full-size windows settle the last part of a pixel, and tell a neighbouring frame by what moved in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching import place as places
+from cropreg.matching.place import Affine
+from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.register import coarse_to_fine, register
+
+
+@dataclass(frozen=True)
+class Window:
+    """A small part of the crop, registered by a shift of its own.
+
+    ``center_xy`` in crop pixels; ``shift_px`` (2,) in original pixels from where the starting place puts it; ``sigma_px`` its predicted
+    error; ``rest`` = 1 - NCC**2, the share of the window that stays unexplained; ``pair`` its finest planes.
+    """
+
+    center_xy: NDArray[np.float64]
+    shift_px: NDArray[np.float64]
+    sigma_px: float
+    rest: float
+    pair: Pair
+
+    def rest_at(self, place: Affine) -> float:
+        """The unexplained share at another place."""
+        ncc = register(self.pair, place, "shift", iterations=1, robust=False).ncc
+        return 1.0 - max(ncc, 0.0) ** 2
+
+
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in crop pixels, half-open
+
+
+def choose_windows(crop: Plane, full_wh: tuple[int, int], window_px: int, per_side: int) -> list[Rectangle]:
+    """Places at most ``per_side``**2 windows where the crop's plane has corners.
+
+    Only corners fix a shift in both directions (Shi and Tomasi, CVPR 1994: the smaller eigenvalue of the gradient's covariance).
+    """
+    w, h = full_wh
+    ww, wh = min(window_px, w), min(window_px, h)
+    corner = cv2.cornerMinEigenVal(crop.pixels.astype(np.float32), 3)
+    kx, ky = max(1, int(ww / crop.step_xy[0])), max(1, int(wh / crop.step_xy[1]))
+    strength = cv2.blur(corner, (kx, ky), borderType=cv2.BORDER_CONSTANT)
+    pw, ph = crop.size_wh
+    nx, ny = min(per_side, max(1, w // ww)), min(per_side, max(1, h // wh))
+    windows = []
+    for j in range(ny):
+        for i in range(nx):
+            x1, x2, y1, y2 = i * pw // nx, (i + 1) * pw // nx, j * ph // ny, (j + 1) * ph // ny
+            _, _, _, (x, y) = cv2.minMaxLoc(strength[y1:y2, x1:x2])
+            cx = crop.shift_xy[0] + (x1 + x + 0.5) * crop.step_xy[0]
+            cy = crop.shift_xy[1] + (y1 + y + 0.5) * crop.step_xy[1]
+            left, top = int(np.clip(cx - ww / 2, 0, w - ww)), int(np.clip(cy - wh / 2, 0, h - wh))
+            windows.append((left, top, left + ww, top + wh))
+    return windows
+
+
+def register_windows(
+    original: Plane, crop: Plane, place: Affine, rectangles: list[Rectangle], *, smooth_px: float, band_px: int, iterations: int,
+    reach_px: float, least_ncc: float, most_sigma_px: float,
+) -> list[Window]:  # fmt: skip
+    """Registers each window within about ``reach_px`` original pixels, both planes full-size; leaves out those that say nothing."""
+    scale = places.scale(place)
+    step = max(1.0, 1 / scale)  # original pixels per working pixel: the coarser of both
+    levels = max(1, int(np.ceil(np.log2(max(reach_px / step, 1.0)))) + 1)
+    result = []
+    for x1, y1, x2, y2 in rectangles:
+        corners = places.apply(place, np.array([[x1, y1], [x2, y1], [x1, y2], [x2, y2]], np.float64))
+        low = np.floor(corners.min(0) - reach_px - 4 * step).astype(int).clip(0)
+        high = np.minimum(np.ceil(corners.max(0) + reach_px + 4 * step).astype(int), original.size_wh)
+        if (high - low).min() < 8 * step:
+            continue
+        part_o, part_c = original.window(*low, *high), crop.window(x1, y1, x2, y2)
+        steps = [
+            step * 2.0**level for level in range(levels - 1, -1, -1) if min(part_c.size_wh) / (step * scale * 2.0**level) >= 12
+        ]
+        pairs = [
+            Pair(part_o.resampled(t).smoothed(smooth_px), part_c.resampled(t * scale).smoothed(smooth_px), band_px) for t in steps
+        ]
+        if not pairs:
+            continue
+        fit = coarse_to_fine(pairs, place, "shift", iterations=iterations)
+        center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
+        shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
+        near = np.abs(shift).max() <= 2 * reach_px
+        if fit.converged and near and fit.ncc >= least_ncc and fit.sigma_px <= most_sigma_px * step:
+            result.append(Window(center, shift, fit.sigma_px, 1.0 - fit.ncc**2, pairs[-1]))
+    return result
+
+
+def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
+    """The shift (2,) in original pixels that most windows agree on, and its predicted error."""
+    shifts = np.array([w.shift_px for w in windows])  # (n, 2)
+    weights = np.array([1 / (w.sigma_px**2 + 0.02**2) for w in windows])
+    middle = _weighted_median(shifts, weights)
+    left = np.abs(shifts - middle).max(1)
+    weights = weights * (left <= max(0.3, 3 * float(np.median(left))))
+    return (shifts * weights[:, None]).sum(0) / weights.sum(), float(1 / np.sqrt(weights.sum()))
+
+
+def common_similarity(windows: list[Window], place: Affine) -> tuple[Affine, float]:
+    """The place corrected by the similarity that explains most windows' shifts, and the median rest in original pixels."""
+    centers = np.array([w.center_xy for w in windows])
+    shifts = np.array([w.shift_px for w in windows])
+    base = 1 / (np.array([w.sigma_px for w in windows]) ** 2 + 0.02**2)
+    middle = centers.mean(0)
+    c = centers - middle
+    radius = max(float(np.abs(c).max()), 1.0)
+    u, v, one, none = c[:, 0] / radius, c[:, 1] / radius, np.ones(len(c)), np.zeros(len(c))
+    rows = np.concatenate([np.stack([one, none, u, -v], 1), np.stack([none, one, v, u], 1)])  # (2n, 4)
+    target = shifts.T.ravel()
+    weights = np.tile(base, 2)
+    rest = target
+    for _ in range(5):
+        a = rows * weights[:, None]
+        solution = np.linalg.solve(np.einsum("ni,nj->ij", rows, a) + np.eye(4) * 1e-9, np.einsum("ni,n->i", a, target))
+        rest = target - np.einsum("ni,i->n", rows, solution)
+        size = max(0.05, 1.5 * float(np.median(np.abs(rest))))
+        weights = np.tile(base, 2) / (1 + (rest / size) ** 2)
+    dx, dy, stretch, turn = solution
+    linear = np.array([[stretch, -turn], [turn, stretch]]) / radius
+    shift = np.array([dx, dy]) - linear @ middle
+    corrected = np.hstack([place[:, :2] + linear, place[:, 2:] + shift[:, None]])
+    return corrected, float(np.median(np.abs(rest)))
+
+
+def moved_share(windows: list[Window], start: Affine, place: Affine, least_px: float, least_ratio: float) -> float:
+    """The share of windows whose content lies elsewhere: at least ``least_px`` away, where it fits ``least_ratio`` times better.
+
+    A window that fits about as well at the common place has not moved, whatever its own minimum.
+    """
+    moved = 0
+    for window in windows:
+        center = window.center_xy[None]
+        common = places.apply(place, center)[0] - places.apply(start, center)[0]
+        if np.hypot(*(window.shift_px - common)) >= least_px and window.rest_at(place) > least_ratio * (window.rest + 0.01):
+            moved += 1
+    return moved / len(windows) if windows else 0.0
+
+
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weighted median of each column of (n, k)."""
+    result = []
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+        result.append(column[order][min(int(half), len(column) - 1)])
+    return np.array(result)

@@ -1,0 +1,134 @@
+"""Follow: from a candidate to a registered, verified place, at a resolution where the crop is large enough to be judged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cropreg.matching import place as places
+from cropreg.matching.picture import Picture
+from cropreg.matching.place import Affine
+from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.register import Fit, coarse_to_fine, register
+from cropreg.matching.search import Candidate
+from cropreg.matching.settings import MatcherSettings
+from cropreg.matching.verify import Evidence, verify
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate after registration: where, how it was found, what a comparison saw there, and the planes it was seen on."""
+
+    fit: Fit
+    evidence: Evidence
+    method: str
+    pair: Pair
+
+    @property
+    def place(self) -> Affine:
+        """The registered place."""
+        return self.fit.place
+
+    @property
+    def is_shift(self) -> bool:
+        """Whether the place is that of a crop that was only cut out."""
+        return bool(np.abs(self.place[:, :2] - np.eye(2)).max() < 1e-6)
+
+    @property
+    def merit(self) -> float:
+        """Orders candidates: how well the tiles agree, less if there are few."""
+        e = self.evidence
+        return min(e.median, e.band) * min(1.0, (e.tiles + 1) / 5) * e.inside * (1.0 if self.fit.converged else 0.5)
+
+
+def better(a: Found | None, b: Found | None) -> Found | None:
+    """The one with more merit, the first if equal; None only if both are."""
+    if a is None or b is None:
+        return a or b
+    return b if b.merit > a.merit else a
+
+
+def convinces(found: Found, s: MatcherSettings) -> bool:
+    """Whether there is no need to look further."""
+    e = found.evidence
+    alike = e.median >= s.sure_median and e.low >= s.sure_low and e.tiles >= s.sure_tiles
+    return alike and found.fit.converged and e.inside > s.least_inside
+
+
+def plausible(found: Found | None, s: MatcherSettings) -> bool:
+    """Whether this may be the place, so that only its exactness and uniqueness remain to be seen."""
+    if found is None:
+        return False
+    e = found.evidence
+    alike = e.median >= s.fair_median and e.band >= s.fair_band and e.tiles >= s.fair_tiles
+    return alike and found.fit.converged and e.inside > s.least_inside
+
+
+def paired(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings) -> Pair:
+    """The planes of two pictures at ``step`` original pixels per pixel, under a scale; band-passed before where it was kept."""
+    planes = original.smooth(step, s.smooth_px), crop.smooth(step * scale, s.smooth_px)
+    same = scale == 1.0 and planes[0].step_xy == planes[1].step_xy
+    if same and min(planes[1].size_wh) >= 4 * s.band_px:
+        bands = original.band(step, s.smooth_px, s.band_px), crop.band(step, s.smooth_px, s.band_px)
+        return Pair.banded(*planes, *bands, s.band_px)
+    return Pair(*planes, s.band_px)
+
+
+def follow(
+    original: Picture, crop: Picture, candidates: list[Candidate], model: str, method: str, s: MatcherSettings
+) -> Found | None:
+    """Registers and verifies candidates until one convinces; the best of them."""
+    best: Found | None = None
+    for candidate in candidates:
+        scale = 1.0 if model == "shift" else places.scale(candidate.place)
+        step = max(original.search_plane.step, crop.search_plane.step / scale)
+        size_px = max(crop.size_wh) / scale / step
+        levels = max(1, math.ceil(math.log2(max(2.0, size_px / s.template_px)))) if model == "shift" else 2
+        pairs = [paired(original, crop, step * 2.0**level, scale, s) for level in range(levels - 1, -1, -1)]
+        fit = coarse_to_fine(pairs, candidate.place, model, iterations=s.iterations)
+        found = Found(fit, compare(pairs[-1], fit.place, s), method, pairs[-1])
+        if max(found.pair.crop.size_wh) < s.small_px and step > 1.5 and found.merit > s.closer_merit:
+            found = closer(original, crop, found, s)
+        best = better(best, found)
+        if convinces(found, s):
+            break
+    return best
+
+
+def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
+    """Looks again at more resolution, on the part of the original around a place, where the crop's plane was too small to judge."""
+    scale = places.scale(found.place)
+    finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
+    wanted = max(finest, max(crop.size_wh) / scale / s.closer_px)
+    levels = max(1, math.ceil(math.log2(found.pair.step / wanted)))
+    part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
+    whole = Plane(crop.full())
+    steps = [wanted * 2.0**level for level in range(levels - 1, -1, -1)]
+    pairs = [
+        Pair(part.resampled(t).smoothed(s.smooth_px), whole.resampled(t * scale).smoothed(s.smooth_px), s.band_px) for t in steps
+    ]
+    fits = [(m, coarse_to_fine(pairs, found.place, m, iterations=s.iterations)) for m in ("shift", "similarity")]
+    model, fit = fits[0] if fits[0][1].ncc >= fits[1][1].ncc - 0.003 else fits[1]
+    return Found(fit, compare(pairs[-1], fit.place, s), found.method, pairs[-1])
+
+
+def around(original: Plane, place: Affine, crop_wh: tuple[int, int], margin_px: float) -> Plane:
+    """The part of a full-size plane that a place covers, and a margin."""
+    w, h = crop_wh
+    corners = places.apply(place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    low = np.clip(np.floor(corners.min(0) - margin_px), 0, np.array(original.size_wh) - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(0) + margin_px), low + 1, np.array(original.size_wh)).astype(int)
+    return original.window(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+
+
+def compare(pair: Pair, place: Affine, s: MatcherSettings) -> Evidence:
+    """:func:`verify` with the settings' tiles."""
+    return verify(pair, place, most_tiles=s.most_tiles, least_tile_px=s.least_tile_px, noise=s.noise)
+
+
+def refit(found: Found, start: Affine, model: str, s: MatcherSettings) -> Found:
+    """Registers again on the same planes with another model."""
+    fit = register(found.pair, start, model, iterations=s.iterations)
+    return replace(found, fit=fit, evidence=compare(found.pair, fit.place, s))

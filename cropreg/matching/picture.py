@@ -1,0 +1,140 @@
+"""One encoded picture prepared for matching: decoded lazily, as small as will do, and at most once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg import images
+from cropreg.matching.plane import Plane, band_pass
+
+SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
+PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
+REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
+FULL_MAX_PX = 1_000_000  # a picture this small costs little to decode whole, and is then exact at once
+
+
+class Picture:
+    """One encoded picture, decoded when it is looked at; keeps what it decoded, so that several crops share it.
+
+    Args:
+        data: the bytes of the file.
+        name: the file, as the user knows it; named in errors.
+        max_pixels: refuse pictures larger than this.
+        with_proxy: decode the search plane in colour, since :meth:`proxy` will be asked for.
+
+    Every property and method raises :class:`cropreg.errors.UnreadableImage` when the picture cannot be decoded whole.
+    """
+
+    def __init__(self, data: bytes, name: str, *, max_pixels: int = 400_000_000, with_proxy: bool = False) -> None:
+        self.name = name
+        self._data = data
+        self._max_pixels = max_pixels
+        self._with_proxy = with_proxy
+        self._full: NDArray[np.uint8] | None = None
+        self._color: NDArray[np.uint8] | None = None
+        self._planes: dict[tuple[float, int], Plane] = {}  # by step and band; band 0: smoothed only, -1: not even that
+
+    @classmethod
+    def of_pixels(cls, pixels: NDArray[np.uint8], name: str) -> Picture:
+        """A picture that is decoded already: uint8, (H, W) grey or (H, W, 3) RGB."""
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+            raise ValueError(f"{name}: wanted uint8 pixels (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        picture = cls(b"", name)
+        picture._color = pixels if pixels.ndim == 3 else None
+        picture._full = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        height, width = pixels.shape[:2]
+        mode = "RGB" if pixels.ndim == 3 else "L"
+        picture.header = images.Header("pixels", width, height, mode=mode)
+        return picture
+
+    @cached_property
+    def header(self) -> images.Header:
+        """What the file says about itself, without decoding it."""
+        return images.read_header(self._data, self.name, max_pixels=self._max_pixels)
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """(width, height), upright."""
+        return self.header.width, self.header.height
+
+    @property
+    def factor(self) -> int:
+        """By how much the search plane is reduced: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
+        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= FULL_MAX_PX:
+            return 1
+        least = PROXY_LONG_SIDE_PX if self._with_proxy else SEARCH_LONG_SIDE_PX
+        return 8 if max(self.size_wh) >= 8 * least and min(self.size_wh) >= 8 * 24 else 1
+
+    @cached_property
+    def search_plane(self) -> Plane:
+        """The grey plane that the search looks at: libjpeg's 1/8 picture of large JPEGs, else the full picture."""
+        if self.factor == 1:
+            return Plane(self.full())
+        reduced = images.decode_reduced(self._data, self.name, self.factor, grey=not self._with_proxy, header=self.header)
+        pixels = reduced.pixels
+        if self._with_proxy:
+            self._reduced_color = pixels
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        shift_x, shift_y = reduced.shift_xy
+        return Plane(pixels, (float(self.factor), float(self.factor)), (float(shift_x), float(shift_y)))
+
+    def smooth(self, step: float, sigma_px: float) -> Plane:
+        """The search plane at about ``step`` full-size pixels per pixel, float32, behind a Gaussian; kept for the next crop."""
+        key = (round(step, 3), 0)
+        if key not in self._planes:
+            finer = [k[0] for k in self._planes if k[1] == -1 and abs(step / k[0] - round(step / k[0])) < 1e-3 and k[0] < step]
+            source = self._planes[max(finer), -1] if finer else self.search_plane
+            self._planes[key[0], -1] = source.resampled(step)
+            self._planes[key] = self._planes[key[0], -1].smoothed(sigma_px)
+        return self._planes[key]
+
+    def band(self, step: float, sigma_px: float, band_px: int) -> Plane:
+        """:meth:`smooth` and then band-passed whole; kept too."""
+        key = (round(step, 3), band_px)
+        if key not in self._planes:
+            plane = self.smooth(step, sigma_px)
+            self._planes[key] = replace(plane, pixels=band_pass(plane.pixels, band_px))  # type: ignore[arg-type]
+        return self._planes[key]
+
+    def full(self) -> NDArray[np.uint8]:
+        """The grey picture at full size (H, W)."""
+        if self._full is None:
+            if self._with_proxy and self.factor == 1:
+                self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+                self._full = cv2.cvtColor(self._color, cv2.COLOR_RGB2GRAY)
+            else:
+                self._full = images.decode_grey(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+        return self._full
+
+    def proxy(self, long_side: int, quality: int) -> tuple[bytes, int, int]:
+        """The small JPEG copy that training reads, from the same decode as the search: (bytes, width, height).
+
+        Upright, in colour, its long side at most ``long_side`` and never larger than the picture.
+        """
+        if self.factor > 1:
+            self.search_plane  # noqa: B018  decodes
+            color = getattr(self, "_reduced_color", None)
+            if color is None:
+                color = images.decode_reduced(self._data, self.name, self.factor, grey=False, header=self.header).pixels
+        else:
+            if self._color is None and self._data:
+                self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+            color = self._color if self._color is not None else cv2.cvtColor(self.full(), cv2.COLOR_GRAY2RGB)
+        shrink = min(1.0, long_side / max(color.shape[:2]))
+        w, h = (max(1, round(n * shrink)) for n in (color.shape[1], color.shape[0]))
+        small = cv2.resize(color, (w, h), interpolation=cv2.INTER_AREA)
+        done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        assert done
+        return jpeg.tobytes(), w, h
+
+    def forget(self) -> None:
+        """Lets go of the pixels at full size; what is needed again is decoded again."""
+        if self._data:
+            self._full = self._color = None
+            if self.factor == 1:
+                self.__dict__.pop("search_plane", None)

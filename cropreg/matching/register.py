@@ -1,0 +1,174 @@
+"""Register: moves a place until the two planes agree (Lucas-Kanade), and predicts how far off it still is.
+
+Inverse compositional alignment (Baker and Matthews, "Lucas-Kanade 20 Years On", IJCV 56(3), 2004): the gradient is the crop's and is
+computed once.  Both pictures are band-passed *after* the warp, and a gain is fitted each time, so that edits of tone matter little.
+The predicted error is that of least squares: covariance = mean squared residual * inverse Hessian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching.place import Affine, compose, invert
+from cropreg.matching.plane import Pair
+
+MODELS = {"shift": 2, "similarity": 4, "free": 5}  # number of parameters; free = shift, two scales and an angle
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A registered place.
+
+    ``ncc`` is the band-passed correlation, ``residual`` the mean squared band-passed difference after the gain divided by the
+    variance of the crop, ``sigma_px`` the predicted standard deviation of the worst box edge in full-size original pixels.
+    """
+
+    place: Affine
+    ncc: float
+    residual: float
+    sigma_px: float
+    converged: bool
+
+
+def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: bool = True, tolerance_px: float = 0.01) -> Fit:
+    """Moves ``place`` within ``model`` until a step is shorter than ``tolerance_px`` plane pixels (its error is then a tenth of that).
+
+    Robust: differences count less the larger they are (Cauchy weights), so that a painted-over object does not pull.
+    Cost for 100,000 plane pixels: 0.4 ms an iteration where the scale was kept, 1.8 ms elsewhere.
+    """
+    grid = pair.grid
+    w, h = grid.size_wh
+    target = np.ascontiguousarray(pair.target())
+    descent = _steepest_descent(target, model)
+    matrix = pair.matrix(place)
+    energy = float(np.einsum("ij,ij->", target, target)) + 1e-6
+    hessian = np.eye(MODELS[model])
+    residual = np.zeros_like(target)
+    ncc, step_px = 0.0, np.inf
+    for _ in range(iterations):
+        moved = pair.moved(matrix)
+        product, own = float(np.einsum("ij,ij->", moved, target)), float(np.einsum("ij,ij->", moved, moved)) + 1e-6
+        ncc = product / (own * energy) ** 0.5
+        if ncc <= 0.02:
+            break
+        np.multiply(moved, np.float32(product / own), out=residual)
+        residual -= target
+        weighted = descent
+        if robust:
+            spread = float(np.einsum("ij->", np.abs(residual))) / residual.size
+            weight = np.square(residual * np.float32(1 / (3.0 * spread + 1e-6)))
+            weight += 1
+            weighted = descent / weight.ravel()
+        outside = _outside(pair.original.size_wh, matrix, (w, h))
+        if outside is not None:
+            weighted = weighted * outside.ravel()
+        hessian = np.einsum("in,jn->ij", weighted, descent).astype(np.float64)
+        slope = np.einsum("in,n->i", weighted, residual.ravel()).astype(np.float64)
+        hessian += np.eye(len(hessian)) * (1e-9 * np.trace(hessian) + 1e-9)
+        if model == "free":
+            _hold_aspect(hessian, slope, pair, matrix, residual)
+        delta = np.linalg.solve(hessian, slope)
+        matrix = compose(matrix, invert(_increment(delta, (w, h), model)))
+        step_px = float(np.abs(delta).max())
+        if step_px < tolerance_px or step_px > max(w, h):
+            break
+    squared = float(np.einsum("ij,ij->", residual, residual)) / residual.size
+    sigma = np.inf
+    if ncc > 0.02:
+        covariance = np.linalg.inv(hessian) * squared
+        edges = _edge_rows(model)
+        sigma = float(np.sqrt(np.maximum(np.einsum("ei,ij,ej->e", edges, covariance, edges), 0).max()))
+        sigma *= pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    return Fit(pair.place(matrix), ncc, squared * target.size / energy, sigma, step_px < 0.1)
+
+
+def coarse_to_fine(pairs: list[Pair], place: Affine, model: str, *, iterations: int, least_ncc: float = 0.02) -> Fit:
+    """Registers on ever finer pairs, coarsest first; gives up early, at the coarsest where even that does not look alike."""
+    fit = Fit(place, 0.0, np.inf, np.inf, False)
+    for level, pair in enumerate(pairs):
+        last = level == len(pairs) - 1
+        next_fit = register(pair, fit.place, model, iterations=iterations, robust=last, tolerance_px=0.01 if last else 0.1)
+        if next_fit.ncc <= least_ncc:
+            return replace(fit, ncc=next_fit.ncc, converged=False)
+        fit = next_fit
+    return fit
+
+
+def _hold_aspect(
+    hessian: NDArray[np.float64], slope: NDArray[np.float64], pair: Pair, matrix: Affine, residual: NDArray[np.float32]
+) -> None:
+    """Adds to the normal equations what is known beforehand: an export rounds each side to whole pixels, and no more.
+
+    The two scales differ by a normal error of half a crop pixel in the shorter side; without this, a picture whose texture runs in one
+    direction leaves the other scale to chance.
+    """
+    w, h = pair.grid.size_wh
+    (a, b, _), (c, d, _) = pair.place(matrix).tolist()
+    ratio = np.log(np.hypot(a, c) / np.hypot(b, d))
+    row = np.array([0, 0, 2 / w, -2 / h, 0])
+    known = 0.5 / min(w * pair.grid.step_xy[0], h * pair.grid.step_xy[1])
+    weight = (float(np.einsum("ij,ij->", residual, residual)) / residual.size + 1e-3) / known**2
+    hessian += weight * np.outer(row, row)
+    slope += weight * row * ratio
+
+
+def _steepest_descent(target: NDArray[np.float32], model: str) -> NDArray[np.float32]:
+    """The change of the crop (parameters, pixels) when each parameter grows by one plane pixel at the crop's edge."""
+    h, w = target.shape
+    gx = cv2.Sobel(target, cv2.CV_32F, 1, 0, ksize=1, scale=0.5)
+    gy = cv2.Sobel(target, cv2.CV_32F, 0, 1, ksize=1, scale=0.5)
+    rows = [gx, gy]
+    if model != "shift":
+        u = ((np.arange(w, dtype=np.float32) - (w - 1) / 2) / (w / 2))[None, :]
+        v = ((np.arange(h, dtype=np.float32) - (h - 1) / 2) / (h / 2))[:, None]
+        aspect = np.float32(h / w)
+        turn = gy * u - gx * v * aspect
+        if model == "similarity":
+            rows += [gx * u + gy * v * aspect, turn]
+        else:
+            rows += [gx * u, gy * v, turn]
+    return np.stack([row.ravel() for row in rows])
+
+
+def _increment(delta: NDArray[np.float64], size_wh: tuple[int, int], model: str) -> Affine:
+    """The small warp of the crop's grid that ``delta`` stands for, about the grid's centre."""
+    w, h = size_wh
+    stretch_x = stretch_y = turn = 0.0
+    if model == "similarity":
+        stretch_x = stretch_y = delta[2] / (w / 2)
+        turn = delta[3] / (w / 2)
+    elif model == "free":
+        stretch_x, stretch_y, turn = delta[2] / (w / 2), delta[3] / (h / 2), delta[4] / (w / 2)
+    linear = np.array([[1 + stretch_x, -turn], [turn, 1 + stretch_y]])
+    center = np.array([(w - 1) / 2, (h - 1) / 2])
+    return np.concatenate([linear, (center + delta[:2] - linear @ center)[:, None]], axis=1)
+
+
+def _edge_rows(model: str) -> NDArray[np.float64]:
+    """How each box edge moves with the parameters (4, parameters), in crop plane pixels."""
+    shift = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float64)
+    if model == "shift":
+        return shift
+    side = np.array([-1.0, -1.0, 1.0, 1.0])
+    if model == "similarity":
+        return np.hstack([shift, side[:, None], np.zeros((4, 1))])
+    stretch = np.zeros((4, 2))
+    stretch[0, 0], stretch[1, 1], stretch[2, 0], stretch[3, 1] = -1, -1, 1, 1
+    return np.hstack([shift, stretch, np.zeros((4, 1))])
+
+
+def _outside(original_wh: tuple[int, int], matrix: Affine, crop_wh: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Weights (h, w) that are 0 where the warp reads outside the original; None if it does so by less than a pixel anywhere."""
+    w, h = crop_wh
+    (a, b, x), (c, d, y) = matrix.tolist()
+    xs = [x, x + a * (w - 1), x + b * (h - 1), x + a * (w - 1) + b * (h - 1)]
+    ys = [y, y + c * (w - 1), y + d * (h - 1), y + c * (w - 1) + d * (h - 1)]
+    if min(xs) > -1 and min(ys) > -1 and max(xs) < original_wh[0] and max(ys) < original_wh[1]:
+        return None
+    ones = np.ones((original_wh[1], original_wh[0]), np.uint8)
+    mask = cv2.warpAffine(ones, matrix, crop_wh, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+    return cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=1).astype(np.float32)

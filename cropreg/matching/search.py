@@ -1,0 +1,126 @@
+"""Search: where might the crop lie?  Coarse correlation at one scale or many; every answer is only a candidate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching.place import Affine
+from cropreg.matching.plane import Plane, band_pass, from_between
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place worth a closer look, with the correlation that drew attention to it."""
+
+    place: Affine
+    ncc: float
+
+
+def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero-mean NCC of the template at every place (H - h + 1, W - w + 1).
+
+    ``matchTemplate`` gives flat templates 1.0 everywhere and swaps its inputs when the template is larger: both are refused here.
+    """
+    assert template.shape[0] <= original.shape[0] and template.shape[1] <= original.shape[1]
+    if template.std() < 1e-3:
+        return np.zeros((original.shape[0] - template.shape[0] + 1, original.shape[1] - template.shape[1] + 1), np.float32)
+    scores = cv2.matchTemplate(original, template, cv2.TM_CCOEFF_NORMED)
+    scores[~np.isfinite(scores) | (np.abs(scores) > 1.001)] = 0.0  # windows without variance
+    return scores
+
+
+def peaks(scores: NDArray[np.float32], count: int, apart_px: int) -> list[tuple[float, float, float]]:
+    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, refined by a parabola to parts of a pixel."""
+    if min(scores.shape) >= 3:
+        highest = cv2.dilate(scores, np.ones((3, 3), np.uint8))
+        left = np.where(scores >= highest, scores, np.float32(-1))
+    else:
+        left = scores.copy()
+    found = []
+    for _ in range(count):
+        _, best, _, (x, y) = cv2.minMaxLoc(left)
+        if best <= 0:
+            break
+        found.append((x + _vertex(scores[y], x), y + _vertex(scores[:, x], y), float(best)))
+        left[max(0, y - apart_px) : y + apart_px + 1, max(0, x - apart_px) : x + apart_px + 1] = -1
+    return found
+
+
+def _vertex(line: NDArray[np.float32], i: int) -> float:
+    """The offset in (-0.5, 0.5) of the parabola through a maximum and its two neighbours; 0 at a border."""
+    if i == 0 or i == len(line) - 1:
+        return 0.0
+    before, here, after = (float(v) for v in line[i - 1 : i + 2])
+    bend = before - 2 * here + after
+    return 0.0 if bend >= -1e-9 else float(np.clip((before - after) / (2 * bend), -0.5, 0.5))
+
+
+def at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: int, count: int) -> list[Candidate]:
+    """Candidates for a crop that was not resized, best first.
+
+    Both planes are reduced by the same whole factors, so that the template's long side is about ``template_px``, and correlated as they
+    are and band-passed.  Cost: well under a millisecond.
+    """
+    step = max(original.step, crop.step)
+    original, crop = original.reduced(round(step / original.step)), crop.reduced(round(step / crop.step))
+    factor = max(1, min(round(max(crop.size_wh) / template_px), min(crop.size_wh) // 4))
+    original, crop = original.reduced(factor), crop.reduced(factor)
+    if min(crop.size_wh) < 3 or crop.size_wh[0] > original.size_wh[0] or crop.size_wh[1] > original.size_wh[1]:
+        return []
+    return _correlate(original, crop, band_px, count)
+
+
+def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[Candidate]:
+    whole, template = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
+    found: list[Candidate] = []
+    for a, b in ((whole, template), (band_pass(whole, band_px), band_pass(template, band_px))):
+        for x, y, ncc in peaks(correlation_map(a, b), count, apart_px=3):
+            found.append(Candidate(from_between(original, crop, np.array([[1, 0, x], [0, 1, y]], np.float64)), ncc))
+    found.sort(key=lambda c: -c.ncc)
+    return distinct(found, apart_px=2 * original.step)
+
+
+def distinct(candidates: list[Candidate], apart_px: float) -> list[Candidate]:
+    """Leaves out candidates whose shift and scale repeat an earlier one's."""
+    kept: list[Candidate] = []
+    for candidate in candidates:
+        for other in kept:
+            near = np.abs(candidate.place[:, 2] - other.place[:, 2]).max() < apart_px
+            if near and np.abs(candidate.place[:, :2] - other.place[:, :2]).max() < 0.03:
+                break
+        else:
+            kept.append(candidate)
+    return kept
+
+
+def over_scales(
+    original: Plane, crop: Plane, lowest: float, highest: float, ratio: float, template_px: int, band_px: int, count: int
+) -> list[Candidate]:
+    """Candidates over a sweep of scales (crop pixels per original pixel), best first; for crops too small or too plain for features.
+
+    Cost: one correlation of small pictures a scale.
+    """
+    found: list[Candidate] = []
+    steps = max(1, math.ceil(math.log(highest / lowest) / math.log(ratio)))
+    for i in range(steps + 1):
+        scale = lowest * (highest / lowest) ** (i / steps)
+        # full-size original pixels per pixel of the template, so that its long side is template_px
+        step = max(max(n * s for n, s in zip(crop.size_wh, crop.step_xy, strict=True)) / scale / template_px, original.step)
+        template, whole = crop.resampled(step * scale), original.resampled(step)
+        if crop.step > step * scale * 1.02:  # the crop is the coarser one
+            continue
+        if min(template.size_wh) < 6 or template.size_wh[0] > whole.size_wh[0] or template.size_wh[1] > whole.size_wh[1]:
+            continue
+        linear = np.diag([template.step_xy[0] / whole.step_xy[0], template.step_xy[1] / whole.step_xy[1]]) / scale
+        template_pixels, whole_pixels = template.pixels.astype(np.float32), whole.pixels.astype(np.float32)
+        scores = correlation_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
+        for x, y, ncc in peaks(scores, 2, apart_px=3):
+            matrix = np.hstack([linear, [[x], [y]]])
+            found.append(Candidate(from_between(whole, template, matrix), ncc))
+    found.sort(key=lambda c: -c.ncc)
+    return distinct(found, apart_px=3 * original.step)[:count]

@@ -1,0 +1,100 @@
+"""The thresholds of the matcher, each with its unit and its reason.  Needs neither cv2 nor numpy, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cropreg.settings import Settings
+
+
+class MatcherSettings(Settings):
+    """How a crop is searched for, verified and refined."""
+
+    lowest_scale: float = Field(
+        0.12, gt=0, description="crop px per original px; exports smaller than this keep too little to verify"
+    )
+    highest_scale: float = Field(1.9, gt=1, description="crop px per original px; nobody enlarges a crop much more")
+    max_angle_deg: float = Field(
+        16.0, ge=0, lt=45, description="degrees; straightening turns by a few, 15 is the most that is promised"
+    )
+    max_pixels: int = Field(400_000_000, gt=0, description="px; larger pictures are refused before they are decoded")
+
+    template_px: int = Field(
+        44, ge=16, description="px; long side of the template of the first search: its peak is unique, its cost nil"
+    )
+    search_peaks: int = Field(
+        4, ge=1, description="peaks followed per correlation; the right one was among 4 whenever it was a peak at all"
+    )
+    smooth_px: float = Field(
+        0.9, gt=0, description="plane px; Gaussian before registering: hides the grid of the reduction (0.07 px error)"
+    )
+    band_px: int = Field(
+        15, ge=3, description="plane px; width of the mean that is taken away: vignettes are wider, detail is narrower"
+    )
+    iterations: int = Field(20, ge=1, description="Lucas-Kanade steps a level; 4 to 6 suffice when the start is within 2 px")
+    num_features: int = Field(700, ge=50, description="ORB keypoints a picture; 500 to 1,000 find the same crops")
+    sweep_ratio: float = Field(
+        1.06, gt=1, description="step of the sweep of scales; a template of 24 px is off by 0.7 px at the most"
+    )
+    sweep_template_px: int = Field(28, ge=8, description="px; long side of the template in the sweep of scales")
+
+    most_tiles: int = Field(8, ge=1, description="tiles a side; small enough to see a local difference, large enough to correlate")
+    least_tile_px: int = Field(10, ge=4, description="plane px; tiles smaller than this correlate by chance")
+    noise: float = Field(
+        0.4, gt=0, description="grey levels; a tile with less band-passed deviation has no texture; rounding makes 0.1 to 0.3"
+    )
+    blank: float = Field(0.8, ge=0, description="grey levels; a crop with less deviation shows nothing")
+    flat_texture: float = Field(
+        1.0, ge=0, description="grey levels; band-passed deviation below which a crop not found counts as flat"
+    )
+    features_long_side_px: int = Field(600, ge=100, description="px; long side of the pictures whose keypoints are compared")
+
+    sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
+    sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
+    sure_tiles: int = Field(6, description="textured tiles without which the search goes on: fewer agree by chance")
+    fair_median: float = Field(0.72, description="median NCC of textured tiles below which nothing was found")
+    fair_tiles: int = Field(1, description="textured tiles below which nothing was found")
+    least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
+    overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
+    small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
+    closer_px: int = Field(256, description="working px; long side of the crop in that closer look")
+    closer_merit: float = Field(0.15, description="merit at 1/8 that earns a closer look")
+    sweep_peaks: int = Field(8, description="candidates followed after the sweep of scales")
+    rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
+    rival_apart_px: int = Field(4, description="plane px; nearer peaks are the place itself")
+    rival_ratio: float = Field(1.6, gt=1, description="a rival's squared rest over the place's, below which both fit equally well")
+    fine_texture: float = Field(
+        0.35, description="share of the band-passed deviation left at the search's scale; less = look finer"
+    )
+    fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
+
+    kept_scale: float = Field(0.002, description="scales nearer to 1 than this were kept, for nobody resizes by two thousandths")
+    kept_angle_deg: float = Field(0.05, description="degrees; smaller turns are none")
+    certain_px: float = Field(0.06, description="original px; predicted error up to which rounding to whole pixels is safe at 1/8")
+    certain_part: float = Field(0.35, description="px from a whole number up to which rounding is safe at 1/8")
+    loose_px: float = Field(0.15, description="crop px; predicted error of a resized crop above which full-size windows refine it")
+    free_gain: float = Field(1.3, gt=1, description="unexplained share with scale 1 over that with any scale, below which 1 it is")
+    free_gain_exact: float = Field(
+        3.0, gt=1, description="the same where the free scale and angle are those of an uncut crop anyway"
+    )
+    most_kept_scale: float = Field(0.03, description="the same for crops whose scale could hardly be seen")
+    most_kept_angle_deg: float = Field(1.0, description="degrees; the same for the angle")
+    motion_tile_px: int = Field(16, ge=8, description="plane px; side of a tile whose own displacement is measured")
+    motion_sigma: float = Field(0.08, description="plane px; tiles with a larger predicted error cannot tell")
+    least_motion_tiles: int = Field(4, description="such tiles needed to do without full-size windows")
+    calm_median: float = Field(
+        3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
+    )
+    calm_most: float = Field(12.0, description="90% quantile of the same")
+    window_px: int = Field(
+        128, ge=32, description="original px; side of a full-size window: a moved object fills it, noise averages out"
+    )
+    windows_per_side: int = Field(3, ge=1, description="at most this squared windows: enough to see what does not move together")
+    window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
+    window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
+    reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")
+    window_sigma: float = Field(0.25, description="working px; predicted error above which a window's shift says nothing")
+    moved_px: float = Field(0.7, gt=0, description="original px; bursts spread by 1.36 or more, true crops by 0.63 at most")
+    moved_ratio: float = Field(1.6, gt=1, description="unexplained share at the common place over that at a window's own place")
+    burst_share: float = Field(0.3, description="share of moved windows that makes a neighbouring frame; fewer are doubtful")
+    ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")

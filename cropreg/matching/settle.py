@@ -1,0 +1,117 @@
+"""Settle: was the scale kept?  Is the box exact?  Did parts of the picture move?  Full-size pixels only where the planes leave doubt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cropreg.matching import place as places
+from cropreg.matching.fine import Window, choose_windows, common_shift, common_similarity, moved_share, register_windows
+from cropreg.matching.follow import Found, refit
+from cropreg.matching.local import displacements
+from cropreg.matching.picture import Picture
+from cropreg.matching.place import Affine
+from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.register import register
+from cropreg.matching.settings import MatcherSettings
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A place settled as well as it can be.
+
+    ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``windows`` are the full-size windows that
+    could be compared, of ``tried``; None when none were needed.  ``moved`` is the share of them whose content lies elsewhere.
+    """
+
+    found: Found
+    place: Affine
+    kept: bool
+    sigma_px: float
+    windows: list[Window] | None = None
+    tried: int = 0
+    moved: float = 0.0
+
+
+def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Settled:
+    """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
+    found, kept = _kept_or_free(found, original.size_wh, crop.size_wh, s)
+    if _is_calm(found, s) and _is_exact(found, kept, s):
+        return Settled(found, found.place, kept, found.fit.sigma_px)
+    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
+    rectangles = choose_windows(crop.search_plane, crop.size_wh, size, s.windows_per_side)
+    windows = register_windows(
+        Plane(original.full()), Plane(crop.full()), found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+        iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
+    )  # fmt: skip
+    place, sigma = found.place, found.fit.sigma_px
+    if kept and windows:
+        shift, sigma = common_shift(windows)
+        place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
+    elif len(windows) >= 3:
+        place, rest = common_similarity(windows, place)
+        sigma = max(0.01, 1.5 * rest / math.sqrt(len(windows)))
+    moved = moved_share(windows, found.place, place, s.moved_px, s.moved_ratio)
+    return Settled(found, place, kept, sigma, windows, len(rectangles), moved)
+
+
+def _kept_or_free(found: Found, original_wh: tuple[int, int], crop_wh: tuple[int, int], s: MatcherSettings) -> tuple[Found, bool]:
+    """Registers with scale and angle: is that the crop as it was cut, or more?  Scale 1 and angle 0 are given up only for a better fit.
+
+    A large crop found at its own scale is asked at half the plane's resolution, which shows a turn or a stretch as well.
+    """
+    fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]
+    shift: Found | None = found if found.is_shift and fits_inside else None
+    start = found.place
+    if shift and min(found.pair.crop.size_wh) >= s.ask_coarse_px:
+        half = Pair(found.pair.original.reduced(2), found.pair.crop.reduced(2), s.band_px)
+        free_fit = register(half, start, "free", iterations=s.iterations, robust=False)
+        shift_ncc = register(half, start, "shift", iterations=1, robust=False).ncc
+        if _rest(shift_ncc) < s.free_gain * _rest(free_fit.ncc):
+            return shift, True
+        start = free_fit.place if free_fit.converged else start
+    free = refit(found, start, "free", s)
+    if not free.fit.converged or free.fit.ncc < found.fit.ncc or free.evidence.inside <= s.least_inside:
+        free = found
+    if shift is None and fits_inside and _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg):
+        cx, cy = places.center(free.place, crop_wh)
+        shift = refit(found, places.shifted(cx - crop_wh[0] / 2, cy - crop_wh[1] / 2), "shift", s)
+    if shift is None:
+        return free, False
+    exact = _is_near(free.place, s.kept_scale, s.kept_angle_deg)
+    gain = _rest(shift.fit.ncc) / _rest(free.fit.ncc)
+    near = _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
+    if (gain < s.free_gain and (near or free is found)) or (exact and gain < s.free_gain_exact):
+        return shift, True
+    return free, False
+
+
+def _rest(ncc: float) -> float:
+    """The share of the energy that a fit leaves unexplained, with a floor for rounding."""
+    return 1.0 - ncc**2 + 1e-4
+
+
+def _is_near(place: Affine, off_scale: float, off_angle_deg: float) -> bool:
+    """Whether scale and angle are those of a crop as it was cut, within tolerances."""
+    return max(abs(v - 1) for v in places.scales(place)) < off_scale and abs(places.angle_deg(place)) < off_angle_deg
+
+
+def _is_exact(found: Found, kept: bool, s: MatcherSettings) -> bool:
+    """Whether the predicted error allows to stop at the planes."""
+    sigma = found.fit.sigma_px
+    if not kept:
+        return sigma * places.scale(found.place) < s.loose_px
+    part = float(np.abs(found.place[:, 2] - np.round(found.place[:, 2])).max())
+    return sigma < s.certain_px and part < s.certain_part
+
+
+def _is_calm(found: Found, s: MatcherSettings) -> bool:
+    """Whether no tile wants to move by more than its own error explains."""
+    moved = displacements(found.pair, found.place, s.motion_tile_px)
+    corner = moved.sigmas_px < s.motion_sigma * found.pair.step
+    if corner.sum() < s.least_motion_tiles:
+        return False
+    relative = np.hypot(moved.shifts_px[..., 0], moved.shifts_px[..., 1])[corner] / moved.sigmas_px[corner]
+    return float(np.median(relative)) < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most

@@ -1,0 +1,81 @@
+"""How good boxes are: IoU and BDE, the baselines that never look at a picture, and the skill beyond them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg import boxes
+
+Margins = tuple[float, float, float, float]
+_THRESHOLDS = (0.75, 0.90, 0.95)
+
+
+def summarise(predicted_norm: NDArray[np.float64], true_norm: NDArray[np.float64]) -> dict[str, float]:
+    """Mean and median IoU, the share of pictures above .75, .90 and .95, and mean and per-edge errors.
+
+    Args:
+        predicted_norm, true_norm: (N, 4) boxes in shares of the picture, N > 0.
+    """
+    iou = boxes.iou(predicted_norm, true_norm)
+    edge = np.abs(predicted_norm - true_norm)
+    result = {"iou_mean": float(iou.mean()), "iou_median": float(np.median(iou))}
+    result |= {f"iou_at_{round(100 * t)}": float((iou >= t).mean()) for t in _THRESHOLDS}
+    result |= {"bde_mean": float(edge.mean()), "bde_median": float(np.median(edge.mean(axis=1)))}
+    return result | {f"error_{name}": float(edge[:, i].mean()) for i, name in enumerate(boxes.EDGES)}
+
+
+def fit_baselines(true_norm: NDArray[np.float64]) -> dict[str, Margins]:
+    """The constants that training labels (N, 4) teach: margins per baseline.
+
+    ``no_crop`` keeps the picture whole; ``centre`` puts a box of the median width and height in the middle; ``median_box`` has the
+    median of each margin; ``iou_optimal`` is the constant box of the highest mean IoU.
+    """
+    margins = boxes.to_margins(true_norm)
+    width, height = np.median(true_norm[:, 2:] - true_norm[:, :2], axis=0)
+    side, end = (1 - width) / 2, (1 - height) / 2
+    constants = {"no_crop": np.zeros(4), "centre": np.array([side, end, side, end]), "median_box": np.median(margins, axis=0)}
+    constants["iou_optimal"] = _best_constant(true_norm, list(constants.values()))
+    return {name: (float(m[0]), float(m[1]), float(m[2]), float(m[3])) for name, m in constants.items()}
+
+
+def _best_constant(true_norm: NDArray[np.float64], starts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Margins of the constant box of the highest mean IoU, by coordinate search with a step that halves (to 1/1000 of a side)."""
+    sample = true_norm if len(true_norm) <= 5000 else true_norm[np.linspace(0, len(true_norm) - 1, 5000).astype(int)]
+
+    def mean_iou(margins: NDArray[np.float64]) -> float:
+        return float(boxes.iou(boxes.from_margins(margins), sample).mean())
+
+    best = max(starts, key=mean_iou).copy()
+    value, step = mean_iou(best), 0.08
+    while step > 1e-3:
+        moves = [best + step * sign * unit for unit in np.eye(4) for sign in (-1, 1)]
+        tried = [(mean_iou(np.clip(move, 0, 0.95)), move) for move in moves]
+        top, move = max(tried, key=lambda pair: pair[0])
+        if top > value + 1e-9:
+            best, value = np.clip(move, 0, 0.95), top
+        else:
+            step /= 2
+    return best
+
+
+def skill(iou_mean: float, best_baseline: float) -> float:
+    """The share of what the best baseline leaves undone that the model does: (IoU - baseline) / (1 - baseline); 0 is no better.
+
+    >>> round(skill(0.9, 0.5), 3)
+    0.8
+    """
+    return (iou_mean - best_baseline) / max(1 - best_baseline, 1e-9)
+
+
+def skill_interval(
+    model_iou: NDArray[np.float64], baseline_iou: NDArray[np.float64], resamplings: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The 95% interval of the skill by paired bootstrap: pictures (N,) are drawn again, both judged on the same ones.
+
+    Source: Efron 1979; percentile interval.
+    """
+    draws = rng.integers(0, len(model_iou), (resamplings, len(model_iou)))
+    skills = [skill(float(model_iou[d].mean()), float(baseline_iou[d].mean())) for d in draws]
+    low, high = np.percentile(skills, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,177 @@
+"""The regressor: EfficientNet-B0's features, and a head that turns them into four margins."""
+
+from __future__ import annotations
+
+import logging
+import math
+import urllib.error
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import nn
+from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
+
+from cropreg import storage
+from cropreg.errors import InputError, ModelError
+from cropreg.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_FINE, _COARSE = 5, 8  # stages of features: 112 channels at stride 16, 1280 channels at stride 32
+_FINE_CHANNELS, _COARSE_CHANNELS = 112, 1280
+_FINE_KEPT, _COARSE_KEPT, _HIDDEN = 16, 48, 128
+
+
+class Architecture(Settings):
+    """What it takes to build the regressor again."""
+
+    backbone: Literal["efficientnet_b0"] = "efficientnet_b0"
+    head: Literal["spatial", "pooled"] = "spatial"
+    image_side: int = Field(ge=64, le=1024)
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class CropRegressor(nn.Module):
+    """Pictures in, margins out.
+
+    The head's last layer starts with weights nought and its bias at ``prior_margins``: before any training the regressor *is* the
+    constant box of the median margins.
+
+    Args:
+        architecture: head and picture side.
+        prior_margins: four shares: left, top, right, bottom.
+    """
+
+    def __init__(self, architecture: Architecture, prior_margins: tuple[float, float, float, float]) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.features = efficientnet_b0(weights=None).features
+        build = SpatialHead if architecture.head == "spatial" else PooledHead
+        self.head = build(architecture)
+        with torch.no_grad():
+            self.head.last.weight.zero_()
+            self.head.last.bias.copy_(torch.tensor(prior_margins))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, side, side) normalised pictures to (N, 4) margins: shares cut from left, top, right, bottom; not clamped."""
+        fine = self.features[: _FINE + 1](images)  # (N, 112, side / 16, side / 16)
+        coarse = self.features[_FINE + 1 :](fine)  # (N, 1280, side / 32, side / 32)
+        margins: torch.Tensor = self.head(fine, coarse)
+        return margins
+
+
+class SpatialHead(nn.Module):
+    """Keeps where things are: both strides reduced by 1x1 convolutions, flattened, then two linear layers.
+
+    Global average pooling throws away the place of an edge, which is what is asked for.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        fine_cells, coarse_cells = (math.ceil(architecture.image_side / stride) ** 2 for stride in (16, 32))
+        self.fine = _reduce(_FINE_CHANNELS, _FINE_KEPT)
+        self.coarse = _reduce(_COARSE_CHANNELS, _COARSE_KEPT)
+        self.hidden = nn.Sequential(
+            nn.Linear(_FINE_KEPT * fine_cells + _COARSE_KEPT * coarse_cells, _HIDDEN, bias=False),
+            nn.BatchNorm1d(_HIDDEN),
+            nn.SiLU(inplace=True),
+            nn.Dropout(architecture.dropout),
+        )
+        self.last = nn.Linear(_HIDDEN, 4)
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Features at stride 16 and 32 to (N, 4) margins."""
+        flat = torch.cat([self.fine(fine).flatten(1), self.coarse(coarse).flatten(1)], dim=1)
+        margins: torch.Tensor = self.last(self.hidden(flat))
+        return margins
+
+
+class PooledHead(nn.Module):
+    """The head of the script that cropreg replaces: global average pooling, then linear layers with BatchNorm between."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(_COARSE_CHANNELS, 2 * _HIDDEN, bias=False),
+            nn.BatchNorm1d(2 * _HIDDEN),
+            nn.SiLU(inplace=True),
+            nn.Dropout(architecture.dropout),
+        )
+        self.last = nn.Linear(2 * _HIDDEN, 4)
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Features at stride 32 to (N, 4) margins; those at stride 16 are not used."""
+        margins: torch.Tensor = self.last(self.hidden(coarse.mean(dim=(2, 3))))
+        return margins
+
+
+def _reduce(channels: int, kept: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, kept, 1, bias=False), nn.BatchNorm2d(kept), nn.SiLU(inplace=True))
+
+
+def load_backbone(model: CropRegressor, weights: str) -> None:
+    """Puts pretrained weights into the backbone.
+
+    Args:
+        model: changed in place.
+        weights: ``none`` leaves the random ones; ``imagenet`` downloads torchvision's; anything else is a file: a state dict
+            (``.pth``, read without unpickling code) or safetensors, with torchvision's names (``features.*``), as it is or below a prefix.
+
+    Raises:
+        InputError: the download is impossible, or the file cannot be read.
+        ModelError: the file holds no EfficientNet-B0 features, or some with other shapes.
+    """
+    if weights == "none":
+        log.info("backbone=efficientnet_b0 weights=none (random: learning takes more pairs and epochs)")
+        return
+    found = _download() if weights == "imagenet" else _read_state_dict(storage.absolute(weights))
+    wanted = {f"features.{name}": value for name, value in model.features.state_dict().items()}
+    prefix = next((key[: -len("features.0.0.weight")] for key in found if key.endswith("features.0.0.weight")), None)
+    if prefix is None:
+        raise ModelError(
+            f"{weights}: no EfficientNet-B0 here: nothing is called features.0.0.weight. It has e.g. {next(iter(found), None)}."
+        )
+    missing = [name for name in wanted if prefix + name not in found and not name.endswith("num_batches_tracked")]
+    wrong = [n for n, value in wanted.items() if prefix + n in found and found[prefix + n].shape != value.shape]
+    if missing or wrong:
+        raise ModelError(
+            f"{weights}: these are not the features of EfficientNet-B0: {len(missing)} tensors are missing and {len(wrong)} have "
+            f"another shape, first {(missing + wrong)[0]}. Give weights with torchvision's names for efficientnet_b0."
+        )
+    model.features.load_state_dict({n.removeprefix("features."): found.get(prefix + n, value) for n, value in wanted.items()})
+    log.info("backbone=efficientnet_b0 weights=%s tensors=%d", weights, len(wanted))
+
+
+def _download() -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = EfficientNet_B0_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"--weights imagenet: the download of torchvision's EfficientNet-B0 failed ({error}). "
+            "Download it where there is a network and give the file with --weights PATH, or start from random weights with --weights none."
+        ) from error
+    return state
+
+
+def _read_state_dict(uri: str) -> dict[str, torch.Tensor]:
+    try:
+        data = storage.read_bytes(uri)
+    except OSError as error:
+        raise InputError(f"--weights {uri}: cannot be read ({error}).") from error
+    try:
+        if not data.startswith((b"PK", b"\x80")):  # neither the zip nor the pickle that torch.save writes
+            return safetensors.torch.load(data)
+        import io
+
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # both loaders raise many kinds for a file that is something else
+        raise ModelError(
+            f"--weights {uri}: neither safetensors nor a state dict that loads without running code ({error})."
+        ) from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"--weights {uri}: holds {type(state).__name__}, not a state dict of tensors.")
+    return state

@@ -1,0 +1,68 @@
+"""Reaching Ray: the job's own cluster, a given address, or one started on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+import ray.exceptions
+
+from cropreg.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+
+def connect(address: str | None = None) -> None:
+    """Connects to Ray, or does nothing when that was done before.
+
+    Args:
+        address: as ``ray.init`` takes it; None means the cluster of the job this runs in, else one that is started here.
+
+    Raises:
+        ClusterError: there is no cluster at that address, or none could be started.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; silences its notice
+        # The group of training workers needs longer than Ray's 60 s when two busy cores import torch.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+        for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data"):  # notices, not news
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log.isEnabledFor(logging.DEBUG))
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"Ray: {error}. Check --address and RAY_ADDRESS; without both, Ray starts on this machine."
+            ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def faults_named() -> Iterator[None]:
+    """Turns Ray's own failures into a :class:`ClusterError`; the errors of our functions pass as they are."""
+    from cropreg.errors import CropregError
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else None
+        while cause is not None and not isinstance(cause, CropregError) and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        if isinstance(cause, CropregError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"Ray: {error}. What was finished is kept; run the same command again.") from error
+
+
+def total(resource: str) -> float:
+    """How much of a resource (``CPU``, ``GPU``) the cluster has now."""
+    resources: dict[str, Any] = ray.cluster_resources()
+    return float(resources.get(resource, 0))

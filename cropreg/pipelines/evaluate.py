@@ -1,0 +1,134 @@
+"""``cropreg evaluate``: the model beside the baselines on labelled pictures, and a report to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from cropreg import boxes as boxmath
+from cropreg import report, storage
+from cropreg.dataset import CropDataset
+from cropreg.errors import InputError
+from cropreg.evaluation import evaluate, table
+from cropreg.logs import Progress
+from cropreg.pipelines import cluster
+from cropreg.prediction import Predictions, Predictor
+from cropreg.schema import BoxDataset
+from cropreg.settings import EvaluateSettings
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 12
+
+
+def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """Judges the run's best checkpoint, writes ``evaluation.json`` and the report into the run, and returns the figures.
+
+    Judging on another dataset than the run's own writes ``evaluation-<its name>.json`` and so on, and leaves the run's own figures.
+
+    Raises:
+        InputError: no run, no dataset, or no rows in the split. ModelError: the checkpoint is damaged. ClusterError: Ray failed.
+    """
+    run_uri = storage.absolute(run_uri)
+    predictor = Predictor.open(run_uri)
+    trained_on = _boxes_of(run_uri)
+    uri = storage.absolute(settings.boxes) if settings.boxes else trained_on
+    dataset = BoxDataset.open(uri)
+    data = CropDataset(dataset, settings.split, predictor.info.architecture.image_side, read_from=settings.from_)
+    if len(data) == 0:
+        raise InputError(f"{uri}: no found pair in the split {settings.split!r}. Use --split all, or match more pairs.")
+    summary: dict[str, Any] = {"verb": "evaluate", "out": run_uri, "boxes": uri, "split": settings.split, "n": len(data)}
+    if dry_run:
+        return {**summary, "code": 0, "dry_run": True}
+    predictions = _predict(run_uri, dataset, len(data), settings, address)
+    truth = data.labels.boxes_norm
+    result = evaluate(
+        predictions.boxes_norm,
+        predictions.spread,
+        truth,
+        predictor.info.baselines,
+        predictor.info.calibration,
+        resamplings=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+    )
+    result |= {"split": settings.split, "boxes": uri, "checkpoint_epoch": predictor.info.epoch}
+    suffix = "" if uri == trained_on else f"-{storage.name_of(uri)}"
+    _write(run_uri, suffix, result, data, predictions)
+    return {**summary, "code": 0, **result, "text": table(result)}
+
+
+def _boxes_of(run_uri: str) -> str:
+    name = storage.join(run_uri, "run.json")
+    try:
+        boxes: str = json.loads(storage.read_bytes(name))["boxes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{name}: no run here, or a damaged one ({error}). Train one: cropreg train BOXES --out RUN") from error
+    return boxes
+
+
+def _predict(run_uri: str, dataset: BoxDataset, rows: int, settings: EvaluateSettings, address: str | None) -> Predictions:
+    """The model's boxes for all rows, in their order, computed over the cluster."""
+    cluster.connect(address)
+    size = settings.batch_size
+    blocks = max(1, min(-(-rows // size), int(4 * cluster.total("CPU"))))
+    data = ray.data.range(rows, override_num_blocks=blocks)
+    same: dict[str, Any] = {"run_uri": run_uri, "dataset": dataset, "split": settings.split, "read_from": settings.from_}
+    data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same)
+    found, spread = np.empty((rows, 4)), np.empty((rows, 4))
+    with cluster.faults_named(), Progress("evaluate", rows, "pictures") as progress:
+        for batch in data.iter_batches(batch_size=size, batch_format="numpy"):
+            found[batch["row"]], spread[batch["row"]] = batch["box"], batch["spread"]
+            progress.advance(len(batch["row"]))
+    return Predictions(found, spread)
+
+
+_open: dict[tuple[str, str, str], tuple[Predictor, CropDataset]] = {}  # one a worker process, which Ray uses for many batches
+
+
+def _predict_rows(
+    batch: dict[str, NDArray[Any]], run_uri: str, dataset: BoxDataset, split: str, read_from: Any
+) -> dict[str, NDArray[Any]]:
+    key = (run_uri, dataset.fingerprint, split)
+    if key not in _open:
+        _open.clear()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        predictor = Predictor.open(run_uri, device)
+        _open[key] = predictor, CropDataset(dataset, split, predictor.info.architecture.image_side, read_from=read_from)
+    predictor, data = _open[key]
+    predictions = predictor.predict([data.picture(int(row)) for row in batch["id"]])
+    return {"row": batch["id"], "box": predictions.boxes_norm, "spread": predictions.spread}
+
+
+def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset, predictions: Predictions) -> None:
+    def put(name: str, content: bytes) -> None:
+        stem, _, ending = name.rpartition(".")
+        storage.write_whole(storage.join(run_uri, f"{stem}{suffix}.{ending}"), content)
+
+    iou = boxmath.iou(predictions.boxes_norm, data.labels.boxes_norm)
+    order = np.argsort(-iou, kind="stable")
+    count = min(_SHOWN, len(order))
+    pictures: dict[str, tuple[str, bytes]] = {}
+    curves = storage.join(run_uri, "curves.png")
+    if storage.exists(curves):
+        pictures["Training"] = ("image/png", storage.read_bytes(curves))
+    for name, rows in (("worst", order[-count:][::-1]), ("best", order[:count])):
+        examples = [
+            report.Example(
+                data.picture(int(i)),
+                data.labels.boxes_norm[i],
+                predictions.boxes_norm[i],
+                f"IoU {iou[i]:.3f}  {storage.name_of(data.labels.original_uris[int(i)].as_py())}",
+            )
+            for i in rows
+        ]
+        content = report.sheet_jpeg(examples)
+        put(f"{name}.jpg", content)
+        pictures[f"{name.capitalize()} pictures"] = ("image/jpeg", content)
+    put("report.html", report.page(f"cropreg: {storage.name_of(run_uri)}", result, pictures))
+    put("evaluation.json", json.dumps(result, indent=1).encode())

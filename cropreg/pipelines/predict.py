@@ -1,0 +1,222 @@
+"""``cropreg predict``: crops new pictures over the cluster and says of each what was done and how sure it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from cropreg import checkpoint, storage, writing
+from cropreg.boxes import EDGES, Box
+from cropreg.errors import CropregError, InputError, OutputError, UnreadableImage, UsageError
+from cropreg.images import IMAGE_SUFFIXES
+from cropreg.logs import Progress
+from cropreg.pipelines import cluster
+from cropreg.prediction import Predictor, read_small
+from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions
+from cropreg.settings import PredictSettings
+from cropreg.storage import Entry
+
+log = logging.getLogger(__name__)
+
+_TABLE, _PARTS = "predictions.parquet", ".parts"
+
+
+def run(
+    run_uri: str, images: str, *, out: str, settings: PredictSettings, address: str | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Crops every picture below ``images`` into ``out`` and writes ``predictions.parquet`` and ``.csv`` there.
+
+    What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
+
+    Raises:
+        UsageError: ``out`` is ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
+        ModelError: the checkpoint is damaged. ClusterError: Ray failed.
+    """
+    run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
+    if out == images:
+        raise UsageError(f"{out}: crops must go to another folder than the originals, which are never touched.")
+    model_id = _model_id(run_uri, settings)
+    entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
+    if not entries:
+        raise InputError(
+            f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
+        )
+    done = {} if settings.overwrite else _done(out, model_id, entries)
+    todo = [entry for entry in entries if entry.uri not in done]
+    summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(todo)}
+    if dry_run:
+        return {**summary, "code": 0, "dry_run": True}
+    storage.make_folder(out)
+    rows = list(done.values()) + (_predict(todo, run_uri, out, model_id, settings, address) if todo else [])
+    _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    counts = Counter(str(row["verdict"]) for row in rows)
+    reasons = Counter(f"{row['verdict']}: {row['reason']}" for row in rows if row["reason"] and row["verdict"] == FAILED)
+    return {**summary, "code": 0, "counts": dict(counts), "top_reasons": reasons.most_common(3)}
+
+
+def _model_id(run_uri: str, settings: PredictSettings) -> str:
+    """What decides the result: the weights, their calibration, and the settings that change crops."""
+    best = storage.join(run_uri, "checkpoints/best")
+    info = checkpoint.load_info(best if storage.exists(best) else run_uri)
+    fields = {"all", "min_confidence", "quality", "metadata"}
+    return fingerprint([info.sha256, info.calibration and info.calibration.model_dump(), settings.model_dump(include=fields)])
+
+
+def _done(out: str, model_id: str, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier, perhaps interrupted, run that still hold, by image.
+
+    Raises:
+        OutputError: they are of another model or other settings, or ``out`` holds something else.
+    """
+    tables = [storage.join(out, _TABLE)] if storage.exists(storage.join(out, _TABLE)) else []
+    parts = storage.join(out, _PARTS)
+    if storage.is_folder(parts):
+        tables += [entry.uri for entry in storage.list_files(parts, (".parquet",))]
+    rows = [row for uri in tables for row in read_predictions(uri)]
+    if any(not row["stamp"].startswith(model_id) for row in rows):
+        raise OutputError(
+            f"{out}: holds crops of another model or other settings. Use --overwrite to replace them, or another --out."
+        )
+    if not rows and storage.is_folder(out) and next((e for e in storage.list_files(out) if e.relative != "result.json"), None):
+        raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out, or --overwrite.")
+    stamps = {entry.uri: f"{model_id}/{entry.stamp}" for entry in entries}
+    return {row["image_uri"]: row for row in rows if row["verdict"] != FAILED and stamps.get(row["image_uri"]) == row["stamp"]}
+
+
+def _predict(
+    todo: Sequence[Entry], run_uri: str, out: str, model_id: str, settings: PredictSettings, address: str | None
+) -> list[dict[str, Any]]:
+    cluster.connect(address)
+    table = pa.Table.from_pylist([{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo])
+    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / settings.batch_size))
+    data = data.map_batches(
+        _predict_batch,
+        batch_size=settings.batch_size,
+        batch_format="pyarrow",
+        fn_kwargs={"run_uri": run_uri, "out": out, "model_id": model_id, "settings": settings},
+        compute=ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None,
+        num_gpus=1 if settings.use_gpu else None,
+    )
+    rows: list[dict[str, Any]] = []
+    with cluster.faults_named(), Progress("predict", len(todo), "pictures") as progress:
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows.extend(batch.to_pylist())
+            progress.advance(batch.num_rows, **Counter(batch["verdict"].to_pylist()))
+    assert len(rows) == len(todo), f"{len(todo)} pictures went in and {len(rows)} rows came out"
+    return rows
+
+
+_open: dict[str, Predictor] = {}  # one a worker process, which Ray uses for many batches
+
+
+def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, settings: PredictSettings) -> pa.Table:
+    """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
+    if model_id not in _open:
+        _open.clear()
+        _open[model_id] = Predictor.open(run_uri, "cuda" if settings.use_gpu and torch.cuda.is_available() else "cpu")
+    items = batch.to_pylist()
+    rows = crop_batch([(item["uri"], item["relative"]) for item in items], _open[model_id], out, settings)
+    for row, item in zip(rows, items, strict=True):
+        row["stamp"] = f"{model_id}/{item['stamp']}"
+    name = fingerprint([row["image_uri"] + row["stamp"] for row in rows])
+    storage.write_whole(storage.join(out, _PARTS, f"part-{name}.parquet"), parquet_bytes(rows, PREDICTIONS))
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS)
+
+
+def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str, settings: PredictSettings) -> list[dict[str, Any]]:
+    """Crops pictures, each given as URI and relative path: one row of the predictions table each, in the same order."""
+    rows: dict[int, dict[str, Any]] = {}
+    readable = []
+    for i, (uri, _) in enumerate(items):
+        try:
+            data = storage.read_bytes(uri)
+            readable.append((i, data, read_small(data, uri, settings.max_pixels)))
+        except UnreadableImage as error:
+            rows[i] = _failed(uri, str(error))
+        except OSError as error:
+            rows[i] = _failed(uri, f"{uri}: cannot be read ({error}).")
+    if readable:
+        predictions = predictor.predict([small.pixels for _, _, small in readable])
+        limits, confidence = predictor.intervals(predictions), predictor.confidence(predictions)
+        for n, (i, data, small) in enumerate(readable):
+            box_px = small.to_original(predictions.boxes_norm[n])
+            spread_norm = predictions.spread[n]
+            limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
+            row = _row(items[i][0], small.size_wh, Box(*box_px), limits_px, float(confidence[n]), spread_norm, settings)
+            if row["verdict"] == ACCEPT or settings.all:
+                _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
+            rows[i] = row
+    return [rows[i] for i in range(len(items))]
+
+
+def _row(
+    uri: str,
+    size_wh: tuple[int, int],
+    box: Box,
+    limits_px: NDArray[np.float64],
+    confidence: float,
+    spread_norm: NDArray[np.float64],
+    settings: PredictSettings,
+) -> dict[str, Any]:
+    whole = box.rounded(size_wh)
+    verdict, reason = ACCEPT, None
+    if math.isnan(confidence):
+        verdict, reason = REVIEW, "the run had too few pairs in its calib split to know how sure it may be"
+    elif confidence < settings.min_confidence:
+        edge = int(np.argmax(spread_norm))
+        verdict = REVIEW
+        reason = (
+            f"confidence {confidence:.2f} is below {settings.min_confidence:g}: looks at the picture disagree most on the "
+            f"{EDGES[edge]} edge, by {100 * spread_norm[edge]:.1f}% of the {'width' if edge % 2 == 0 else 'height'}"
+        )
+    return {
+        "image_uri": uri,
+        "width": size_wh[0],
+        "height": size_wh[1],
+        **dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True)),
+        "angle_deg": 0.0,
+        "confidence": None if math.isnan(confidence) else confidence,
+        **{f"{edge}_{end}": float(limits_px[e, n]) for e, edge in enumerate(EDGES) for n, end in enumerate(("lo", "hi"))},
+        "verdict": verdict,
+        "reason": reason,
+        "crop_uri": None,
+    }
+
+
+def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
+    """Writes the crop and notes where; a picture that cannot be written becomes ``failed`` with the reason."""
+    uri = storage.join(out, relative)
+    try:
+        box = Box(*(int(row[k]) for k in ("x1", "y1", "x2", "y2")))
+        crop = writing.cut(data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality)
+        if settings.overwrite:
+            storage.write_whole(uri, crop)
+        elif not storage.create_exclusive(uri, crop) and storage.read_bytes(uri) != crop:
+            raise OutputError(f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out.")
+        row["crop_uri"] = uri
+    except OutputError as error:
+        if not storage.exists(uri):
+            raise  # the place itself cannot be written: the next picture would fail too
+        row.update(verdict=FAILED, reason=str(error))
+    except CropregError as error:
+        row.update(verdict=FAILED, reason=str(error))
+
+
+def _failed(uri: str, reason: str) -> dict[str, Any]:
+    return {**dict.fromkeys(PREDICTIONS.names), "image_uri": uri, "verdict": FAILED, "reason": reason}
+
+
+def _write_tables(out: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the table twice, for programs and for people, and only then drops the parts it was collected in."""
+    storage.write_whole(storage.join(out, "predictions.csv"), csv_bytes(rows, PREDICTIONS.names))
+    storage.write_whole(storage.join(out, _TABLE), parquet_bytes(rows, PREDICTIONS))
+    storage.remove(storage.join(out, _PARTS))

@@ -1,0 +1,371 @@
+"""``cropreg train``: the training loop under Ray Train, on one CPU, one GPU or many, into one run folder.
+
+The run folder is the only memory: the workers keep their checkpoints and figures there, so that a worker that was lost, a driver that
+was killed and ``--resume`` all go on in the same way.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+
+import cropreg
+from cropreg import calibration, checkpoint, report, storage
+from cropreg.checkpoint import CheckpointInfo
+from cropreg.dataset import MEAN, STD, CropDataset, read_labels
+from cropreg.errors import ClusterError, CropregError, InputError, ModelError, OutputError, UsageError
+from cropreg.logs import EVERY_S
+from cropreg.metrics import fit_baselines
+from cropreg.model import Architecture, CropRegressor, load_backbone
+from cropreg.pipelines import cluster
+from cropreg.prediction import Predictor
+from cropreg.schema import SPLITS, BoxDataset, csv_bytes
+from cropreg.settings import TrainSettings
+from cropreg.training import Batch, EpochResult, Learner, fit
+
+log = logging.getLogger(__name__)
+
+_COLLECTIVE_TIMEOUT_S = 300  # workers that wait longer than this for each other have lost one
+_POLL_S = 1.0
+
+
+def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """Trains on the box dataset at ``boxes`` into the run folder ``out`` and returns the summary.
+
+    Raises:
+        InputError: no dataset, or too few rows. OutputError: a run is there already. UsageError: settings that cannot hold together.
+        ClusterError: Ray failed or has too few CPUs or GPUs. ModelError: training diverged, or the weights are no EfficientNet-B0.
+    """
+    dataset, out = BoxDataset.open(boxes), storage.absolute(out)
+    counts = _count_rows(dataset)
+    if settings.batch_size % max(settings.num_workers, 1):
+        raise UsageError(f"--batch-size {settings.batch_size} must be a multiple of --num-workers {settings.num_workers}.")
+    if settings.batch_size // max(settings.num_workers, 1) < 2:
+        raise UsageError(
+            f"--batch-size {settings.batch_size}: every one of {settings.num_workers} workers needs at least 2 pictures a step."
+        )
+    summary: dict[str, Any] = {"verb": "train", "out": out, "rows": counts}
+    if dry_run:
+        steps = math.ceil(counts["train"] / settings.batch_size)
+        return {**summary, "code": 0, "dry_run": True, "steps_per_epoch": steps, "max_epochs": settings.max_epochs}
+    if _take_folder(out, dataset, settings):
+        log.info("run=%s finished before; nothing to do", out)
+        return {**summary, **_summary_of(out, settings)}
+    if settings.num_workers == 0:
+        on_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
+        error = _learn(dataset, out, settings, torch.device("cuda" if on_gpu else "cpu"))
+    else:
+        error = _fit_on_cluster(dataset, out, settings, address)
+    if error:
+        raise ModelError(error)
+    rows = read_metrics(out)
+    storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
+    result = _summary_of(out, settings)
+    storage.write_whole(storage.join(out, "finished.json"), json.dumps(result, indent=1).encode())
+    return {**summary, **result}
+
+
+def read_metrics(run: str) -> list[dict[str, float]]:
+    """The rows of a run's ``metrics.csv``, one a finished epoch; none when there is no such file yet."""
+    uri = storage.join(run, "metrics.csv")
+    if not storage.exists(uri):
+        return []
+    text = storage.read_bytes(uri).decode()
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _count_rows(dataset: BoxDataset) -> dict[str, int]:
+    counts = {split: len(read_labels(dataset, split)) for split in SPLITS}
+    for split in ("train", "val"):
+        if counts[split] < 2:
+            raise InputError(
+                f"{dataset.uri}: {counts[split]} found pairs in the split {split!r}, training needs 2 and should have hundreds. "
+                f"Match more pairs, or give that split a larger share: cropreg match ... --split 60/20/10/10."
+            )
+    return counts
+
+
+def _take_folder(out: str, dataset: BoxDataset, settings: TrainSettings) -> bool:
+    """Makes the run folder ours, or finds it ours already; returns whether the run in it is finished.
+
+    Raises:
+        OutputError: there is a run and neither ``--resume`` nor ``--overwrite``, or the run there is of other data or settings.
+    """
+    ours: dict[str, Any] = {
+        "settings": settings.model_dump(exclude={"resume", "overwrite", "max_failures"}),
+        "dataset": dataset.fingerprint,
+    }
+    name = storage.join(out, "run.json")
+    if storage.exists(name) and not settings.overwrite:
+        if not settings.resume:
+            raise OutputError(
+                f"{out}: a run is here already. Use --resume to go on with it, --overwrite to replace it, or another --out."
+            )
+        theirs = json.loads(storage.read_bytes(name))
+        changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
+        may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers"}
+        if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
+            what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
+            raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
+        if storage.exists(storage.join(out, "finished.json")) and not changed:
+            return True
+        storage.remove(storage.join(out, "finished.json"))
+        return False
+    if storage.exists(out) and not storage.exists(name) and next(iter(storage.list_files(out)), None):
+        raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out.")
+    for piece in ("checkpoints", "metrics.csv", "finished.json", "curves.png", "ray"):
+        storage.remove(storage.join(out, piece))
+    versions = {"cropreg": cropreg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    facts = {**ours, "boxes": dataset.uri, "versions": versions, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    storage.make_folder(out)
+    storage.write_whole(name, json.dumps(facts, indent=1).encode())
+    return False
+
+
+def _summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
+    """What a finished run came to, and why it ended when it did."""
+    rows = read_metrics(out)
+    best = min(rows, key=lambda row: row["val_loss"])
+    early = len(rows) < settings.max_epochs
+    why = f"no better validation loss for {settings.patience} epochs (--patience)" if early else "all epochs done (--max-epochs)"
+    return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
+
+
+def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None) -> str | None:
+    """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is; returns the error it ended with, if any."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster.connect(address)
+    gpus, cpus = cluster.total("GPU"), cluster.total("CPU")
+    use_gpu = gpus >= settings.num_workers if settings.use_gpu is None else settings.use_gpu
+    cpus_each = settings.cpus_per_worker or max(1.0, cpus // settings.num_workers if not use_gpu else 1.0)
+    if (use_gpu and gpus < settings.num_workers) or cpus < cpus_each * settings.num_workers:
+        log.warning(
+            "wanted workers=%d gpus=%d cpus_each=%g, the cluster has gpus=%g cpus=%g now: waiting for it to grow",
+            settings.num_workers, settings.num_workers * use_gpu, cpus_each, gpus, cpus,
+        )  # fmt: skip
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"dataset": dataset, "out": out, "settings": settings.model_dump()},
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_each}),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=out if storage.is_remote(out) else storage.local_path(out),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
+        ),
+    )
+    outcome: dict[str, Any] = {}
+
+    def fit_trainer() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:  # raised again where the user's terminal is
+            outcome["error"] = error
+
+    # Beside, so that this thread can tell how far the run is and be interrupted.
+    thread = threading.Thread(target=fit_trainer, daemon=True)
+    thread.start()
+    teller = _Teller(out, settings)
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        teller.tell()
+    teller.tell()
+    storage.remove(storage.join(out, "ray"))  # Ray's own notes on the run; its checkpoints are not there
+    storage.remove(storage.join(out, "progress.json"))
+    if "error" in outcome:
+        raise ClusterError(
+            f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
+        ) from outcome["error"]
+    value = outcome["result"].return_value
+    return value if isinstance(value, str) else None
+
+
+class _Teller:
+    """Follows a run folder and tells each finished epoch, and the steps of a long one about every ten seconds."""
+
+    def __init__(self, out: str, settings: TrainSettings) -> None:
+        self._out, self._settings, self._told = out, settings, len(read_metrics(out))
+        self._last_s = time.monotonic()
+
+    def tell(self) -> None:
+        rows = read_metrics(self._out)
+        for row in rows[self._told :]:
+            tell_epoch(row, self._settings.max_epochs)
+            self._last_s = time.monotonic()
+        self._told = len(rows)
+        if time.monotonic() - self._last_s >= EVERY_S:
+            self._last_s = time.monotonic()
+            name = storage.join(self._out, "progress.json")
+            if storage.exists(name):
+                at = json.loads(storage.read_bytes(name))
+                log.info("train epoch %d/%d step %d/%d", at["epoch"] + 1, self._settings.max_epochs, at["step"], at["steps"])
+
+
+def tell_epoch(row: dict[str, Any], max_epochs: int) -> None:
+    """One line about a finished epoch."""
+    log.info(
+        "train epoch %d/%d loss %.4f val %.4f iou %.3f bde %.4f lr %.1e %.1f images/s%s",
+        row["epoch"] + 1, max_epochs, row["train_loss"], row["val_loss"], row["val_iou"], row["val_bde"], row["learning_rate"],
+        row["images_per_s"], " best" if row["is_best"] else "",
+    )  # fmt: skip
+
+
+def _worker(config: dict[str, Any]) -> str | None:
+    """What each of Ray Train's processes does.  An error that would come again is returned, not raised, so that Ray does not retry it."""
+    from ray.train.torch import get_device
+
+    try:
+        return _learn(config["dataset"], config["out"], TrainSettings(**config["settings"]), get_device())
+    except CropregError as error:
+        return str(error)
+
+
+def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device) -> str | None:
+    """The whole of learning in one process of one or several; returns the message of a divergence."""
+    torch.manual_seed(settings.seed)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batches = _Loaders(dataset, settings, device, rank, world)
+    architecture = Architecture(head=settings.head, image_side=settings.image_side, dropout=settings.dropout)
+    baselines = fit_baselines(batches.train_data.labels.boxes_norm)
+    core = CropRegressor(architecture, baselines["median_box"])
+    last = storage.join(out, "checkpoints/last")
+    begun = storage.exists(last) or storage.exists(storage.join(out, "checkpoints/.last-old"))
+    if not begun:
+        load_backbone(core, settings.weights)
+    core = core.to(device).to(memory_format=torch.channels_last)
+    model: torch.nn.Module = core
+    if world > 1:
+        from ray.train.torch import prepare_model
+
+        model = prepare_model(core)
+        core = cast(CropRegressor, model.module)
+    learner = Learner(core, model, settings, _precision(settings, device))
+    if begun:
+        learner.restore(checkpoint.load_state(last, checkpoint.load_info(last)))
+    info = CheckpointInfo(
+        architecture=architecture,
+        mean=MEAN,
+        std=STD,
+        prior_margins=baselines["median_box"],
+        baselines=baselines,
+        epoch=-1,
+        metrics={},
+    )
+    recorder = _Recorder(out, settings, learner, info, speaks=world == 1 and settings.num_workers == 0) if rank == 0 else None
+    try:
+        fit(learner, batches, settings, recorder.on_epoch if recorder else _silent, recorder.on_step if recorder else _silent)
+    except ModelError as error:
+        return str(error)
+    if rank == 0:
+        _calibrate(dataset, out, settings, device)
+    if dist.is_initialized():
+        dist.barrier()
+    return None
+
+
+def _silent(*_: Any) -> None:
+    """What processes other than the first do after a step or an epoch."""
+
+
+def _precision(settings: TrainSettings, device: torch.device) -> torch.dtype | None:
+    """The half precision to train in: on a GPU bf16 where it has it, else fp16; on a CPU none unless asked (it is slower there)."""
+    if settings.amp == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[settings.amp]
+
+
+class _Loaders:
+    """This process's data.  Order depends on seed and epoch alone; the global batches are the same for any number of processes."""
+
+    def __init__(self, dataset: BoxDataset, settings: TrainSettings, device: torch.device, rank: int, world: int) -> None:
+        self.train_data = CropDataset(
+            dataset, "train", settings.image_side, augment=True, flip=settings.flip, reframe=settings.reframe, color=settings.color,
+            read_from=settings.from_, seed=settings.seed,
+        )  # fmt: skip
+        val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_)
+        workers = settings.loader_workers
+        if workers is None:  # on a CPU the model takes all cores, and loading beside it gains nothing
+            workers = min(8, max(1, (os.cpu_count() or 2) // max(world, 1) - 1)) if device.type == "cuda" else 0
+        shared: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
+        each = settings.batch_size // world
+        self._sampler: DistributedSampler[Any] = DistributedSampler(self.train_data, world, rank, shuffle=True, seed=settings.seed)
+        # A last batch of one picture has no variance for BatchNorm to divide by.
+        drop_last = len(self._sampler) >= each and len(self._sampler) % each == 1
+        self._train = DataLoader(self.train_data, each, sampler=self._sampler, drop_last=drop_last, **shared)
+        self._val = DataLoader(Subset(val_data, range(rank, len(val_data), world)), 2 * each, **shared)
+
+    def train(self, epoch: int) -> Iterable[Batch]:
+        self._sampler.set_epoch(epoch)
+        self.train_data.set_epoch(epoch)
+        return self._train
+
+    def val(self) -> Iterable[Batch]:
+        return self._val
+
+    def names(self, rows: torch.Tensor) -> list[str]:
+        return [str(self.train_data.labels.pair_ids[int(row)]) for row in rows]
+
+
+class _Recorder:
+    """What the first process keeps of every epoch: figures, the best checkpoint and the last."""
+
+    def __init__(self, out: str, settings: TrainSettings, learner: Learner, info: CheckpointInfo, *, speaks: bool) -> None:
+        self._out, self._settings, self._learner, self._info, self._speaks = out, settings, learner, info, speaks
+        # Epochs after the last checkpoint were lost with their worker and will come again.
+        self._rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(out) if row["epoch"] < learner.progression.epoch]
+        self._told_s = time.monotonic()
+
+    def on_epoch(self, result: EpochResult) -> None:
+        row = asdict(result)
+        self._rows.append(row)
+        info = self._info.model_copy(
+            update={
+                "epoch": result.epoch,
+                "metrics": {"val_loss": result.val_loss, "val_iou": result.val_iou, "val_bde": result.val_bde},
+            }
+        )
+        folder = storage.join(self._out, "checkpoints")
+        if result.is_best:
+            checkpoint.save(storage.join(folder, "best"), self._learner.judged, info)
+        checkpoint.save(storage.join(folder, "last"), self._learner.judged, info, self._learner.state())
+        whole = {field.name for field in fields(EpochResult) if field.type in ("int", "bool")}
+        rows = ({key: int(v) if key in whole else float(f"{v:.6g}") for key, v in item.items()} for item in self._rows)
+        storage.write_whole(storage.join(self._out, "metrics.csv"), csv_bytes(rows, list(row)))
+        if self._speaks:
+            tell_epoch(row, self._settings.max_epochs)
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        if time.monotonic() - self._told_s >= EVERY_S and not self._speaks:
+            self._told_s = time.monotonic()
+            at = json.dumps({"epoch": epoch, "step": step, "steps": steps})
+            storage.write_whole(storage.join(self._out, "progress.json"), at.encode())
+
+
+def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device) -> None:
+    """Learns from the ``calib`` rows how sure the best model may be, and keeps it in its checkpoint."""
+    best = storage.join(out, "checkpoints/best")
+    model, info = checkpoint.load(best)
+    data = CropDataset(dataset, "calib", settings.image_side, read_from=settings.from_)
+    pictures = (data.picture(i) for i in range(len(data)))
+    predictions = Predictor(model, info, device).predict_all(pictures, settings.batch_size)
+    learned = calibration.fit(predictions.boxes_norm, predictions.spread, data.labels.boxes_norm)
+    checkpoint.save(best, model.cpu(), info.model_copy(update={"calibration": learned}))

@@ -1,0 +1,152 @@
+"""Using a trained model: boxes for pictures, with how sure each edge is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cropreg import boxes, calibration, checkpoint, storage
+from cropreg.augment import out_of_window
+from cropreg.boxes import from_margins
+from cropreg.checkpoint import CheckpointInfo
+from cropreg.dataset import cut_window, shrink
+from cropreg.images import decode_reduced, read_header
+from cropreg.model import CropRegressor
+
+# How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
+# disagree with the first one the model is unsure.
+_LOOKS = (0.45, 0.75)
+_SMALL_PX = 512  # long side of what the model's looks are cut from, as of the proxies it learned from
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Boxes of N pictures.
+
+    Attributes:
+        boxes_norm: (N, 4) x1, y1, x2, y2 in shares of the picture, within it, with at least a thousandth of area per side.
+        spread: (N, 4) standard deviation of each edge over the looks, shares of the picture.
+    """
+
+    boxes_norm: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+class Predictor:
+    """A trained model ready to crop.
+
+    Example::
+
+        predictor = Predictor.open("runs/first")
+        predictions = predictor.predict([picture])       # uint8 (H, W, 3) RGB, upright
+        low_high = predictor.intervals(predictions)      # (1, 4, 2)
+    """
+
+    def __init__(self, model: CropRegressor, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+        self.info, self._device = info, torch.device(device)
+        self._model = model.eval().to(self._device).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def open(cls, run: str, device: torch.device | str = "cpu") -> Predictor:
+        """Opens the best checkpoint of a run, or a checkpoint folder itself.
+
+        Raises:
+            InputError, ModelError: there is none, or it is damaged.
+        """
+        run = storage.absolute(run)
+        best = storage.join(run, "checkpoints/best")
+        return cls(*checkpoint.load(best if storage.exists(best) else run), device)
+
+    def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Predictions:
+        """Boxes for pictures (H, W, 3) uint8 RGB, upright, of any sizes; one batch through the model per look."""
+        whole = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
+        first = self._look(pictures, whole)
+        looks = [first]
+        for cut in _LOOKS:
+            windows = whole + (first - whole) * cut
+            looks.append(self._look(pictures, windows))
+        stacked = np.stack(looks)  # (looks, N, 4)
+        return Predictions(_in_order(stacked.mean(axis=0)), stacked.std(axis=0))
+
+    def predict_all(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Predictions:
+        """Like :meth:`predict`, for any number of pictures, ``batch_size`` in memory at a time."""
+        batches = [self.predict(batch) for batch in _batched(pictures, batch_size)]
+        empty = np.empty((0, 4))
+        return Predictions(
+            np.concatenate([b.boxes_norm for b in batches] or [empty]), np.concatenate([b.spread for b in batches] or [empty])
+        )
+
+    def intervals(self, predictions: Predictions) -> NDArray[np.float64]:
+        """(N, 4, 2) lowest and highest place of each edge, shares of the picture; the whole picture when nothing can be promised."""
+        return calibration.intervals(predictions.boxes_norm, predictions.spread, self.info.calibration)
+
+    def confidence(self, predictions: Predictions) -> NDArray[np.float64]:
+        """(N,) probability that the crop is good; NaN when there were too few pairs to learn it."""
+        return calibration.confidence(predictions.spread, self.info.calibration)
+
+    @torch.inference_mode()
+    def _look(self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them."""
+        side = self.info.architecture.image_side
+        cut = [cut_window(pixels, window) for pixels, window in zip(pictures, windows, strict=True)]
+        images = torch.stack([shrink(view, side) for view, _ in cut]).to(self._device, memory_format=torch.channels_last)
+        margins = self._model(images).float().cpu().numpy().astype(np.float64)
+        return _in_order(out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut])))
+
+
+@dataclass(frozen=True)
+class SmallPicture:
+    """A picture as small as the model needs it, and where its pixels lie in the original.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright.
+        size_wh: of the original, upright px.
+        window_px: (4,) what of the original the small pixels show: a decoder that shrinks leaves out a rest of some px at two sides.
+    """
+
+    pixels: NDArray[np.uint8]
+    size_wh: tuple[int, int]
+    window_px: NDArray[np.float64]
+
+    def to_original(self, box_norm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A box (4,) in shares of the small picture, in pixels of the original, within it."""
+        shown = out_of_window(box_norm, boxes.normalise(self.window_px, self.size_wh))
+        return boxes.denormalise(np.clip(shown, 0, 1), self.size_wh)
+
+
+def read_small(data: bytes, name: str, max_pixels: int) -> SmallPicture:
+    """Decodes a picture to about the size of a proxy, as cheaply as its format allows.
+
+    Raises:
+        UnreadableImage: it cannot be decoded whole.
+    """
+    header = read_header(data, name, max_pixels=max_pixels)
+    long_px = max(header.width, header.height)
+    factor = next((f for f in (8, 4, 2) if long_px >= f * _SMALL_PX), 1)
+    reduced = decode_reduced(data, name, factor, grey=False, header=header, max_pixels=max_pixels)
+    height, width = reduced.pixels.shape[:2]
+    (x, y), pixels = reduced.shift_xy, reduced.pixels
+    scale = _SMALL_PX / max(height, width)
+    if scale < 1:
+        size_wh = max(1, round(width * scale)), max(1, round(height * scale))
+        pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    window_px = np.array([x, y, x + factor * width, y + factor * height], np.float64)
+    return SmallPicture(pixels, (header.width, header.height), window_px)
+
+
+def _in_order(boxes_norm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes within the picture, their edges in order and at least a thousandth apart."""
+    low = np.clip(boxes_norm[:, :2], 0, 0.999)
+    return np.concatenate([low, np.clip(np.maximum(boxes_norm[:, 2:], low + 0.001), None, 1)], axis=1)
+
+
+def _batched(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    iterator = iter(pictures)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,169 @@
+"""Pictures and a page about a run, for a person to look at: curves, contact sheets, and one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.boxes import EDGES, denormalise
+from cropreg.images import encode_jpeg
+
+TRUTH_RGB, PREDICTED_RGB = (20, 170, 60), (235, 60, 30)
+_CELL, _GAP, _CAPTION = 240, 8, 18
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a sheet: (H, W, 3) RGB, its true box if known and the predicted one in shares, and a line of text."""
+
+    picture: NDArray[np.uint8]
+    true_norm: NDArray[np.float64] | None
+    predicted_norm: NDArray[np.float64]
+    caption: str
+
+
+def curves_png(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Plots the rows of ``metrics.csv``: losses on the left, IoU and learning rate on the right; the best epoch marked."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] + 1 for row in rows]
+    best = min(rows, key=lambda row: row["val_loss"])["epoch"] + 1
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["train_loss"] for row in rows], label="training")
+    left.plot(epochs, [row["val_loss"] for row in rows], label="validation")
+    left.set(title="loss", xlabel="epoch", yscale="log")
+    right.plot(epochs, [row["val_iou"] for row in rows], color="tab:green", label="validation IoU")
+    right.set(title="IoU and learning rate", xlabel="epoch", ylim=(None, 1))
+    rate = right.twinx()
+    rate.plot(epochs, [row["learning_rate"] for row in rows], color="grey", linestyle=":", label="learning rate")
+    rate.set(yscale="log")
+    for axes in (left, right):
+        axes.axvline(best, color="grey", linewidth=0.8)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def sheet(examples: Sequence[Example], columns: int) -> NDArray[np.uint8]:
+    """A contact sheet, RGB: each original with the true box (green) and the predicted one (red), then both crops."""
+    cells = [_cell(example) for example in examples]
+    height, width = cells[0].shape[:2]
+    rows = -(-len(cells) // columns)
+    canvas = np.full((rows * (height + _GAP) + _GAP + _CAPTION, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = _GAP + (i // columns) * (height + _GAP), _GAP + (i % columns) * (width + _GAP)
+        canvas[y : y + height, x : x + width] = cell
+    legend = "each row: original with the box by hand (green) and by cropreg (red); the crop by hand; the crop by cropreg"
+    _write(canvas, legend, _GAP, canvas.shape[0] - _GAP + 2)
+    return canvas
+
+
+def sheet_jpeg(examples: Sequence[Example], columns: int = 2) -> bytes:
+    """:func:`sheet`, encoded."""
+    return encode_jpeg(sheet(examples, columns), 88)
+
+
+def sheet_png(examples: Sequence[Example], columns: int = 2) -> bytes:
+    """:func:`sheet`, encoded without loss."""
+    done, buffer = cv2.imencode(".png", cv2.cvtColor(sheet(examples, columns), cv2.COLOR_RGB2BGR))
+    assert done, "OpenCV encodes every uint8 array"
+    return buffer.tobytes()
+
+
+def page(title: str, evaluation: Mapping[str, Any], pictures: Mapping[str, tuple[str, bytes]]) -> bytes:
+    """The report: one HTML file with everything in it and nothing to load.
+
+    Args:
+        title: heading, plain text.
+        evaluation: as :func:`cropreg.evaluation.evaluate` returns it.
+        pictures: caption to (media type, bytes).
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    images = {name: f"data:{kind};base64,{base64.b64encode(data).decode()}" for name, (kind, data) in pictures.items()}
+    rows = {"model": evaluation["model"], **evaluation["baselines"]}
+    columns = ["iou_mean", "iou_median", "iou_at_75", "iou_at_90", "iou_at_95", "bde_mean", *(f"error_{edge}" for edge in EDGES)]
+    return environment.from_string(_PAGE).render(title=title, e=evaluation, rows=rows, columns=columns, images=images).encode()
+
+
+def _cell(example: Example) -> NDArray[np.uint8]:
+    """Original with boxes, the crop by hand and the predicted crop, side by side, with the caption below."""
+    picture, scale = _fit(example.picture)
+    drawn = picture.copy()
+    size_wh = (picture.shape[1], picture.shape[0])
+    for box_norm, color in ((example.true_norm, TRUTH_RGB), (example.predicted_norm, PREDICTED_RGB)):
+        if box_norm is not None:
+            x1, y1, x2, y2 = denormalise(box_norm, size_wh).round().astype(int)
+            cv2.rectangle(drawn, (int(x1), int(y1)), (int(x2) - 1, int(y2) - 1), color, 2)
+    shown = [drawn]
+    for box_norm in (example.true_norm, example.predicted_norm):
+        if box_norm is None:
+            continue
+        height, width = example.picture.shape[:2]
+        x1, y1, x2, y2 = denormalise(box_norm, (width, height)).round().astype(int)
+        shown.append(_fit(example.picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], scale)[0])
+    cell = np.full((_CELL + _CAPTION, 3 * _CELL + 2 * _GAP, 3), 245, np.uint8)
+    for i, image in enumerate(shown):
+        x = i * (_CELL + _GAP) + (_CELL - image.shape[1]) // 2
+        y = (_CELL - image.shape[0]) // 2
+        cell[y : y + image.shape[0], x : x + image.shape[1]] = image
+    _write(cell, example.caption, 4, _CELL + _CAPTION - 5)
+    return cell
+
+
+def _fit(picture: NDArray[np.uint8], scale: float | None = None) -> tuple[NDArray[np.uint8], float]:
+    """Scales a picture into a cell; crops keep the scale of their original, so that sizes can be compared."""
+    height, width = picture.shape[:2]
+    largest = min(_CELL / width, _CELL / height)
+    scale = largest if scale is None else min(scale, largest)
+    size_wh = (max(1, min(_CELL, round(width * scale))), max(1, min(_CELL, round(height * scale))))
+    return cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR).astype(np.uint8), scale
+
+
+def _write(canvas: NDArray[np.uint8], text: str, x: int, y: int) -> None:
+    plain = text.encode("ascii", "replace").decode()  # OpenCV's font has no other letters
+    cv2.putText(canvas, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (60, 60, 60), 1, cv2.LINE_AA)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
+<style>
+ :root { color-scheme: light dark }
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
+ table { border-collapse: collapse } th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8886 }
+ th:first-child, td:first-child { text-align: left } tr.model td { font-weight: 600 }
+ img { max-width: 100%; background: #fff }
+ .wide { overflow-x: auto }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>Mean IoU <b>{{ "%.3f" % e.model.iou_mean }}</b> on {{ e.n }} pictures ({{ e.split }}).
+ The best constant box ({{ e.best_baseline.replace("_", " ") }}) reaches {{ "%.3f" % e.baselines[e.best_baseline].iou_mean }}.
+ Skill {{ "%.3f" % e.skill }}{% if e.skill_ci %}, 95% interval {{ "%.3f" % e.skill_ci[0] }} to {{ "%.3f" % e.skill_ci[1] }}{% endif %}:
+ the share of what the constant box leaves undone that the model does; 0 is no better, 1 is perfect.</p>
+<div class="wide"><table><thead><tr><th></th>{% for c in columns %}<th>{{ c.replace("_", " ") }}</th>{% endfor %}</tr></thead><tbody>
+{% for name, values in rows.items() %}
+<tr{% if name == "model" %} class="model"{% endif %}><td>{{ name.replace("_", " ") }}</td>
+{% for c in columns %}<td>{{ "%.3f" % values[c] }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+<p>IoU is the overlap of two boxes, 1 when they are the same; "iou at 90" is the share of pictures with at least .90.
+ BDE is the mean error of the four edges, errors are shares of the picture's width or height.</p>
+{% if e.intervals %}<p>Intervals: promised to hold each edge with {{ "%.0f" % (100 * e.intervals.promised) }}%,
+ held {{ "%.1f" % (100 * e.intervals.held) }}%; on average {{ "%.3f" % e.intervals.width_mean }} of a side wide.</p>{% endif %}
+{% for name, source in images.items() %}<h2>{{ name }}</h2><p><img alt="{{ name }}" src="{{ source }}"></p>
+{% endfor %}
+</body></html>
+"""

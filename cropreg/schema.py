@@ -1,0 +1,265 @@
+"""The tables cropreg writes, and the files of a box dataset: parts, proxies and the manifest that makes them a dataset.
+
+A part that no manifest lists does not exist.  Readers take the highest manifest, check each part against its checksum and read
+nothing else.  Where the newest of two rows about the same pair counts (a changed input), parts later in the manifest are newer.
+"""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cropreg import storage
+from cropreg.errors import InputError
+
+SCHEMA_VERSION = 1
+
+FOUND, AMBIGUOUS, DOUBTFUL, FLAT = "found", "ambiguous", "doubtful", "flat"
+NO_MATCH, UNREADABLE, CRASHED, UNPAIRED = "no_match", "unreadable", "crashed", "unpaired"
+VERDICTS = (FOUND, AMBIGUOUS, DOUBTFUL, FLAT, NO_MATCH, UNREADABLE, CRASHED, UNPAIRED)
+SPLITS = ("train", "val", "calib", "test")
+ACCEPT, REVIEW, FAILED = "accept", "review", "failed"
+
+
+def _table_schema(fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(list(fields), metadata={"cropreg_schema_version": str(SCHEMA_VERSION)})
+
+
+PAIRS = _table_schema(
+    [
+        ("pair_id", pa.string()),
+        ("original_uri", pa.string()),
+        ("crop_uri", pa.string()),
+        ("original_id", pa.string()),
+        ("crop_id", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("original_w", pa.int32()),
+        ("original_h", pa.int32()),
+        ("crop_w", pa.int32()),
+        ("crop_h", pa.int32()),
+        ("orientation", pa.int8()),
+        ("x1", pa.float64()),
+        ("y1", pa.float64()),
+        ("x2", pa.float64()),
+        ("y2", pa.float64()),
+        ("angle_deg", pa.float32()),
+        ("scale", pa.float32()),
+        ("score", pa.float32()),
+        ("gap", pa.float32()),
+        ("error_px", pa.float32()),  # predicted standard error of an edge, px of the original
+        ("probability", pa.float32()),  # that the box is right
+        ("method", pa.string()),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+        ("elapsed_ms", pa.float32()),
+        ("stamp", pa.string()),  # size and modification time of both files when they were read
+    ]
+)
+PROXIES = _table_schema([("original_id", pa.string()), ("proxy_w", pa.int32()), ("proxy_h", pa.int32()), ("jpeg", pa.binary())])
+PREDICTIONS = _table_schema(
+    [
+        ("image_uri", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("x1", pa.float64()),
+        ("y1", pa.float64()),
+        ("x2", pa.float64()),
+        ("y2", pa.float64()),
+        ("angle_deg", pa.float32()),
+        ("confidence", pa.float32()),
+        *((f"{edge}_{end}", pa.float64()) for edge in ("left", "top", "right", "bottom") for end in ("lo", "hi")),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+        ("crop_uri", pa.string()),
+        ("stamp", pa.string()),  # model, size and modification time of the picture when it was read
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a dataset as its manifest lists it; ``file`` is relative to the dataset's folder."""
+
+    table: str
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, table: str, file: str, rows: int, data: builtins.bytes) -> Part:
+        """The listing of a file that holds ``data``."""
+        return cls(table, file, rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def fingerprint(values: Any) -> str:
+    """A short hash of anything JSON can hold, the same for the same values in any order of keys.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def parquet_bytes(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """Encodes rows as one Parquet file with page checksums; missing keys become null."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def proxies_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Encodes proxies as one uncompressed Arrow IPC file, which can be memory-mapped."""
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, PROXIES) as writer:
+        writer.write_table(pa.Table.from_pylist(list(rows), schema=PROXIES))
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class BoxDataset:
+    """A box dataset as its newest manifest describes it."""
+
+    uri: str
+    number: int
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> BoxDataset:
+        """Opens the dataset at ``uri``.
+
+        Raises:
+            InputError: there is none, or another version of cropreg wrote it.
+        """
+        uri = storage.absolute(uri)
+        number = latest_manifest(uri)
+        if number == 0:
+            raise InputError(
+                f"{uri}: no box dataset here (no manifests/*.json). Make one: cropreg match ORIGINALS CROPS --out {uri}"
+            )
+        name = storage.join(uri, manifest_file(number))
+        try:
+            manifest = json.loads(storage.read_bytes(name))
+            version = manifest["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{name}: this manifest is damaged ({error}). Restore it, or build the dataset again.") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{uri}: written with schema version {version}, this cropreg reads version {SCHEMA_VERSION}. "
+                f"Use the cropreg that wrote it ({manifest.get('cropreg_version')}) or match again into another folder."
+            )
+        return cls(uri, number, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the dataset holds: the same parts, the same value."""
+        return fingerprint([p["sha256"] for p in self.manifest["parts"]])
+
+    def parts(self, table: str) -> list[Part]:
+        """The files of one table, oldest first."""
+        return [Part(**p) for p in self.manifest["parts"] if p["table"] == table]
+
+    def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The pairs table, sorted by ``pair_id``, the newest row of each pair; ``columns`` limits what is returned.
+
+        Raises:
+            InputError: a part is missing or does not have the bytes that the manifest says.
+        """
+        wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns]))
+        tables = []
+        for age, part in enumerate(self.parts("pairs")):
+            table = pq.read_table(pa.BufferReader(self.read_part(part)), columns=wanted)
+            tables.append(table.append_column("_age", pa.array([age] * table.num_rows, pa.int32())))
+        table = pa.concat_tables(tables).sort_by([("pair_id", "ascending"), ("_age", "ascending")])
+        ids = table.column("pair_id")
+        if table.num_rows > 1:
+            newest = pc.not_equal(ids.combine_chunks()[:-1], ids.combine_chunks()[1:])
+            table = table.filter(pa.concat_arrays([newest, pa.array([True])]))
+        table = table.drop_columns(["_age"])
+        return table if columns is None else table.select(list(columns))
+
+    def read_part(self, part: Part) -> bytes:
+        """The bytes of a part, checked against the manifest."""
+        uri = storage.join(self.uri, part.file)
+        try:
+            data = storage.read_bytes(uri)
+        except OSError as error:
+            raise InputError(
+                f"{uri}: the manifest lists this file but it cannot be read ({error}). Restore it, or match again."
+            ) from error
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise InputError(f"{uri}: the file is not the one the manifest lists (checksum). Restore it, or match again.")
+        return data
+
+
+def manifest_file(number: int) -> str:
+    """Where a dataset keeps its manifest of that number."""
+    return f"manifests/{number:06d}.json"
+
+
+def latest_manifest(uri: str) -> int:
+    """The number of the newest manifest at ``uri``; 0 when there is none."""
+    folder = storage.join(uri, "manifests")
+    if not storage.is_folder(folder):
+        return 0
+    names = (entry.relative.removesuffix(".json") for entry in storage.list_files(folder, (".json",)))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def commit_manifest(
+    uri: str, parts: Sequence[Part], *, config: dict[str, Any], counts: dict[str, int], parent: int, version: str
+) -> int | None:
+    """Makes ``parts`` the dataset at ``uri`` by writing the next manifest; None when another run has just written that number."""
+    number = parent + 1
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "cropreg_version": version,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "fingerprint": fingerprint(config),
+        "counts": counts,
+        "parent": parent or None,
+        "parts": [{"table": p.table, "file": p.file, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts],
+    }
+    written = storage.create_exclusive(storage.join(uri, manifest_file(number)), json.dumps(manifest, indent=1).encode())
+    return number if written else None
+
+
+def read_predictions(uri: str) -> list[dict[str, Any]]:
+    """The rows of a predictions table.
+
+    Raises:
+        InputError: the file cannot be read, or is another table.
+    """
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=PREDICTIONS).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{uri}: no table of predictions that this cropreg reads ({error}).") from error
+    return rows
+
+
+def plain_cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    return "'" + value if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def csv_bytes(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
+    """Encodes rows as CSV with a header; cells that look like formulas are made plain."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
+    return text.getvalue().encode()

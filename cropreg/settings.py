@@ -1,0 +1,194 @@
+"""The settings of every verb: what a user can set, with its unit and its default, checked at birth.
+
+Each is a frozen pydantic model that refuses unknown fields.  They stand here, on the ground floor, so that ``cropreg --help`` needs
+neither torch nor Ray.  The matcher's own thresholds stand with the matcher.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cropreg.errors import UsageError
+
+VERBS = ("match", "train", "evaluate", "predict")
+ReadFrom = Literal["proxies", "originals"]
+_MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MatchSettings(Settings):
+    """How ``cropreg match`` finds pairs and writes the box dataset."""
+
+    pair_by: str | None = Field(None, description="regular expression whose group in a crop's name is the original's name")
+    split: str = Field("70/10/10/10", description="shares of train/val/calib/test in percent, by hash of the original")
+    proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
+    proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")
+    max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
+    pairs_per_part: int = Field(0, ge=0, le=100_000, description="pairs in one file of the dataset; 0: by the number of pairs")
+    max_bad_share: float = Field(0.5, ge=0, le=1, description="exit code 6 when a larger share of the pairs is not found")
+    concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
+    overwrite: bool = Field(False, description="throw away a dataset that is there and build it again")
+
+
+class TrainSettings(Settings):
+    """How ``cropreg train`` learns."""
+
+    weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
+    head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
+    image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
+    max_epochs: int = Field(60, ge=1, description="epochs at most; early stopping usually ends sooner")
+    batch_size: int = Field(32, ge=2, description="pictures in a step, over all workers together")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's step at the start")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled decay of the weights")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate grows from nought")
+    averaging: float = Field(
+        0.98, ge=0, lt=1, description="decay per step of the average of weights that is judged and kept; 0: none"
+    )
+    clip_norm: float = Field(1.0, gt=0, description="the gradient's norm is clipped at this")
+    patience: int = Field(10, ge=1, description="stop after so many epochs without a better validation loss")
+    lr_patience: int = Field(4, ge=0, description="lower the learning rate after so many epochs without a better validation loss")
+    lr_factor: float = Field(0.3, gt=0, lt=1, description="by which the learning rate is then multiplied")
+    iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
+    margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")
+    flip: Literal["none", "horizontal", "vertical", "both"] = Field(
+        "none", description="mirror at random; only if the habit has no side"
+    )
+    reframe: float = Field(0.5, ge=0, le=1, description="how much of the room outside the box re-framing may cut away, or add")
+    color: float = Field(0.2, ge=0, le=1, description="strength of random brightness, contrast, saturation")
+    from_: ReadFrom = Field("proxies", description="what an epoch decodes")
+    loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
+    num_workers: int = Field(1, ge=0, description="training workers; 0 trains in this process, without Ray")
+    use_gpu: bool | None = Field(None, description="one GPU a worker; default: if the cluster has any")
+    cpus_per_worker: float | None = Field(None, gt=0, description="CPUs a training worker reserves; default: its share of a node")
+    amp: Literal["auto", "bf16", "fp16", "off"] = Field(
+        "auto", description="mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU"
+    )
+    max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
+    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    resume: bool = Field(False, description="go on from the run's last checkpoint")
+    overwrite: bool = Field(False, description="throw away a run that is there and train again")
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # a bare off in YAML is false
+
+
+class EvaluateSettings(Settings):
+    """How ``cropreg evaluate`` judges."""
+
+    boxes: str | None = Field(None, description="box dataset to judge on; default: the one the run was trained on")
+    split: Literal["train", "val", "calib", "test", "all"] = Field("test", description="which rows; all takes every found row")
+    from_: ReadFrom = Field("proxies", description="what is decoded")
+    batch_size: int = Field(32, ge=1, description="pictures the model sees at a time")
+    bootstrap: int = Field(1000, ge=0, description="resamplings for the interval of the skill")
+    seed: int = Field(0, ge=0, description="of the resamplings")
+
+
+class PredictSettings(Settings):
+    """How ``cropreg predict`` crops new pictures."""
+
+    all: bool = Field(False, description="write the doubtful crops too")
+    min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
+    quality: int | None = Field(None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: 95")
+    metadata: Literal["all", "none"] = Field("all", description="what the crop keeps of the original's metadata")
+    max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
+    batch_size: int = Field(16, ge=1, description="pictures a task reads at a time")
+    use_gpu: bool = Field(False, description="one GPU a task")
+    concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
+    overwrite: bool = Field(False, description="write again what is there")
+
+
+class DoorSettings(Settings):
+    """What every verb takes beside its own settings."""
+
+    config: Path | None = Field(None, description="YAML file of settings; flag > CROPREG_* variable > file > default")
+    address: str | None = Field(None, description="Ray cluster to use; default: the job's own, or one started here")
+    dry_run: bool = Field(False, description="say what would be done and how much; read nothing heavy, write nothing")
+    json_: bool = Field(False, description="print the summary as one JSON object on standard output")
+    verbose: bool = Field(False, description="tell more")
+    quiet: bool = Field(False, description="tell warnings and errors only")
+
+    @field_validator("config")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"{value} is not there")
+        return value
+
+
+def read_yaml(path: Path, verb: str, model: type[Settings]) -> dict[str, Any]:
+    """Reads a YAML file of settings for one verb and checks it before anything else looks at it.
+
+    The file holds the verb's settings at its top level, or below the verb's own name, so that one file can serve all verbs.
+
+    Args:
+        path: the file.
+        verb: the verb they are for.
+        model: the settings it may hold.
+
+    Returns:
+        the values that the file sets, by field name.
+
+    Raises:
+        UsageError: the file is not YAML, not a mapping, has a key nobody knows (with the nearest that is known), or a wrong value.
+    """
+    import yaml
+
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise UsageError(f"{path}: larger than 1 MiB, so it is no file of settings.")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
+        raise UsageError(f"{path}: cannot be read as YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: must hold settings as 'name: value', got {type(values).__name__}.")
+    if not set(VERBS).isdisjoint(values):
+        for key in values:
+            if key not in VERBS:
+                raise UsageError(
+                    f"{path}: {key!r} stands beside a verb but is none.{_meant(str(key), VERBS)} Put settings below a verb."
+                )
+        values = values.get(verb) or {}
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: below {verb!r} must stand settings as 'name: value', got {type(values).__name__}.")
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    checked = check(named, model, str(path))
+    return {name: getattr(checked, name) for name in named}
+
+
+def check(values: dict[str, Any], model: type[Settings], origin: str) -> Settings:
+    """Builds settings from values, and says of every wrong one what it is, where it stands, and what was probably meant.
+
+    Raises:
+        UsageError: with one line for each wrong value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{origin}: unknown setting {name!r}.{_meant(name, model.model_fields)}")
+            else:
+                lines.append(f"{origin}: {name}: {item['msg']} (got {item['input']!r}).")
+        raise UsageError("\n".join(lines)) from error
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""

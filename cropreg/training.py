@@ -1,0 +1,264 @@
+"""The training loop.  It reads top to bottom and knows nothing of Ray; over several processes it speaks through ``torch.distributed``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.ops import box_iou
+
+from cropreg.errors import ModelError
+from cropreg.losses import crop_loss, to_boxes
+from cropreg.model import CropRegressor
+from cropreg.settings import TrainSettings
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,)
+
+
+class Batches(Protocol):
+    """Where batches come from: what this process sees of an epoch of training, and of the validation rows."""
+
+    def train(self, epoch: int) -> Iterable[Batch]:
+        """This process's share of an epoch, as many steps as every other process has; has a length."""
+        ...
+
+    def val(self) -> Iterable[Batch]:
+        """This process's share of the validation rows; over all processes each row comes once."""
+        ...
+
+    def names(self, rows: torch.Tensor) -> list[str]:
+        """The pair ids of training rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progression:
+    """How far training is: all that early stopping knows."""
+
+    epoch: int = 0  # epochs finished
+    best_loss: float = float("inf")
+    best_epoch: int = -1
+    stale: int = 0  # epochs since the best
+
+    def after(self, epoch: int, val_loss: float) -> Progression:
+        """The state after an epoch with that validation loss."""
+        if val_loss < self.best_loss:
+            return Progression(epoch + 1, val_loss, epoch, 0)
+        return replace(self, epoch=epoch + 1, stale=self.stale + 1)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over every validation row, the same number on every process."""
+
+    loss: float
+    iou: float
+    bde: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to; a row of ``metrics.csv``."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_iou: float
+    val_bde: float
+    learning_rate: float
+    grad_norm: float
+    skipped_steps: int
+    images_per_s: float
+    elapsed_s: float
+    is_best: bool
+
+
+class Learner:
+    """The model with all that changes while it learns: averaged copy, optimiser, scheduler, scaler and progression.
+
+    Args:
+        core: the regressor itself, on its device.
+        model: what is trained: ``core``, or ``core`` wrapped for several processes.
+        settings: learning rate and the like.
+        amp: half precision type, or None.
+    """
+
+    def __init__(self, core: CropRegressor, model: torch.nn.Module, settings: TrainSettings, amp: torch.dtype | None) -> None:
+        self.core, self.model, self.amp = core, model, amp
+        self.device = next(core.parameters()).device
+        decayed = [p for p in core.parameters() if p.ndim > 1]
+        rest = [p for p in core.parameters() if p.ndim <= 1]  # biases and BatchNorm: decay would only pull them off their meaning
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.scheduler = ReduceLROnPlateau(self.optimizer, factor=settings.lr_factor, patience=settings.lr_patience)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
+        self.averaged: AveragedModel | None = None
+        if settings.averaging:
+            self.averaged = AveragedModel(core, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)
+        self.progression = Progression()
+
+    @property
+    def judged(self) -> CropRegressor:
+        """The weights that are validated and kept: the average, or the model itself."""
+        return cast(CropRegressor, self.averaged.module) if self.averaged is not None else self.core
+
+    def state(self) -> dict[str, Any]:
+        """All it takes to go on as if nothing had happened."""
+        parts: dict[str, Any] = {"core": self.core, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        return {name: part.state_dict() for name, part in parts.items()} | {
+            "progression": asdict(self.progression),
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to what :meth:`state` returned."""
+        self.core.load_state_dict(state["core"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.progression = Progression(**state["progression"])
+        torch.set_rng_state(state["rng"])
+
+
+def fit(
+    learner: Learner,
+    batches: Batches,
+    settings: TrainSettings,
+    on_epoch: Callable[[EpochResult], None],
+    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
+) -> None:
+    """Trains until the validation loss stops falling, or ``max_epochs``.
+
+    Args:
+        learner: changed in place; may have been restored in the middle of a run.
+        batches: this process's data.
+        settings: epochs, patience, clipping, loss weights.
+        on_epoch: called on every process after each epoch; saves and reports.
+        on_step: called after each step with epoch, step and steps of the epoch.
+
+    Raises:
+        ModelError: the loss or a gradient became NaN or Inf; the message names epoch, step and pairs.
+    """
+    while learner.progression.epoch < settings.max_epochs and learner.progression.stale < settings.patience:
+        epoch, began_s = learner.progression.epoch, time.monotonic()
+        trained = train_one_epoch(learner, batches, epoch, settings, on_step)
+        val = validate(learner.judged, batches.val(), settings)  # summed over all processes: all see the same number
+        learning_rate = learner.optimizer.param_groups[0]["lr"]
+        learner.scheduler.step(val.loss)
+        learner.progression = learner.progression.after(epoch, val.loss)
+        on_epoch(
+            EpochResult(
+                epoch=epoch,
+                train_loss=trained.loss,
+                val_loss=val.loss,
+                val_iou=val.iou,
+                val_bde=val.bde,
+                learning_rate=learning_rate,
+                grad_norm=trained.grad_norm,
+                skipped_steps=trained.skipped_steps,
+                images_per_s=trained.images / trained.elapsed_s,
+                elapsed_s=time.monotonic() - began_s,
+                is_best=learner.progression.best_epoch == epoch,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    loss: float
+    grad_norm: float
+    skipped_steps: int
+    images: int
+    elapsed_s: float
+
+
+def train_one_epoch(
+    learner: Learner, batches: Batches, epoch: int, settings: TrainSettings, on_step: Callable[[int, int, int], None]
+) -> _Trained:
+    """One pass over the training rows; the loss and the number of images are of all processes together."""
+    model, optimizer, scaler, device = learner.model, learner.optimizer, learner.scaler, learner.device
+    loader = batches.train(epoch)
+    assert isinstance(loader, Sized)
+    steps = len(loader)
+    warmup_steps = settings.warmup_epochs * steps
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, images
+    norms: list[float] = []
+    skipped = 0
+    began_s = time.monotonic()
+    model.train()
+    for step, (images, boxes_norm, rows) in enumerate(loader):
+        done = epoch * steps + step
+        if done < warmup_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * (done + 1) / warmup_steps
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        boxes_norm = boxes_norm.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
+            margins = model(images)
+        losses = crop_loss(margins.float(), boxes_norm, settings.iou_weight, settings.margin_weight)
+        loss = losses.mean()
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)  # clipping must see the true gradients
+        norm = float(torch.nn.utils.clip_grad_norm_(learner.core.parameters(), settings.clip_norm))
+        finite = norm < float("inf")  # False for NaN too; the same on every process, since gradients are averaged
+        if not finite and not scaler.is_enabled():
+            names = ", ".join(batches.names(rows)[:8])
+            raise ModelError(
+                f"training diverged in epoch {epoch}, step {step}: loss {loss.item()}, gradient norm {norm}, pairs {names}. "
+                "The last good checkpoint is kept. Try a lower --learning-rate, or look at these pairs."
+            )
+        scaler.step(optimizer)  # with fp16 leaves out a step whose gradients overflowed
+        scaler.update()
+        skipped += not finite
+        if finite:
+            norms.append(norm)
+            if learner.averaged is not None:
+                learner.averaged.update_parameters(learner.core)
+        sums += torch.stack([losses.detach().double().sum(), torch.tensor(float(len(images)), device=device).double()])
+        on_step(epoch, step + 1, steps)
+    _sum_over_processes(sums)
+    mean_norm = sum(norms) / len(norms) if norms else float("nan")
+    return _Trained(float(sums[0] / sums[1]), mean_norm, skipped, int(sums[1]), time.monotonic() - began_s)
+
+
+@torch.no_grad()
+def validate(model: CropRegressor, loader: Iterable[Batch], settings: TrainSettings) -> Validation:
+    """Judges a model on every validation row once, summed over all processes.
+
+    The model is used unwrapped: a process without rows would leave the others waiting in the wrapper's exchange of buffers.
+    """
+    device = next(model.parameters()).device
+    if dist.is_initialized():
+        for buffer in model.buffers():  # BatchNorm's running figures differ a little between processes; the first one's are saved
+            dist.broadcast(buffer, 0)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, IoU, BDE, rows
+    model.eval()
+    for images, boxes_norm, _ in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        boxes_norm = boxes_norm.to(device, non_blocking=True)
+        margins = model(images).float()
+        boxes = to_boxes(margins.clamp(0, 1))
+        loss = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+        iou = box_iou(boxes, boxes_norm).diagonal()
+        bde = (boxes - boxes_norm).abs().mean(dim=1)
+        sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])
+    _sum_over_processes(sums)
+    loss_sum, iou_sum, bde_sum, rows = sums.tolist()
+    return Validation(loss_sum / rows, iou_sum / rows, bde_sum / rows, int(rows))
+
+
+def _sum_over_processes(sums: torch.Tensor) -> None:
+    if dist.is_initialized():
+        dist.all_reduce(sums)

@@ -1,0 +1,127 @@
+"""What tests share: pictures from seeded factories, small box datasets, and one local Ray for all that need it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before Ray is imported: no calls home, short waits, and a token of our own, so that ~/.ray is neither read nor written.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+
+def textured(seed: int, width: int, height: int) -> Picture:
+    """A picture (H, W, 3) RGB with detail at every scale, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3), np.float32)
+    for cells in (4, 9, 23, 60):
+        coarse = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture += rng.normal(0, 0.15, picture.shape)
+    return np.asarray(np.clip(picture * 28 + 128, 0, 255), np.uint8)
+
+
+def save(picture: Picture, path: Path, quality: int = 95) -> None:
+    """Saves RGB by the path's ending, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(path.suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else [])
+    assert done
+    path.write_bytes(data.tobytes())
+
+
+def framed_print(seed: int, width: int = 240, height: int = 180) -> tuple[Picture, tuple[int, int, int, int]]:
+    """A textured print on a plain bed, and the box of the print: something a regressor can learn."""
+    rng = np.random.default_rng([seed, 7])
+    w, h = int(width * rng.uniform(0.45, 0.8)), int(height * rng.uniform(0.45, 0.8))
+    x, y = int(rng.integers(4, width - w - 4)), int(rng.integers(4, height - h - 4))
+    bed = np.full((height, width, 3), rng.integers(200, 250), np.uint8)
+    bed[y : y + h, x : x + w] = textured(seed, w, h) // 2
+    return bed, (x, y, x + w, y + h)
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[[Path, int], dict[str, tuple[int, int, int, int]]]:
+    """Writes ``count`` originals and crops below a folder; returns the true boxes by name."""
+
+    def make(folder: Path, count: int, first_seed: int = 0) -> dict[str, tuple[int, int, int, int]]:
+        truth = {}
+        for i in range(count):
+            original, box = framed_print(first_seed + i)
+            name = f"{i:04d}"
+            save(original, folder / "originals" / f"{name}.jpg")
+            x1, y1, x2, y2 = box
+            save(original[y1:y2, x1:x2], folder / "crops" / f"{name}.png")
+            truth[name] = box
+        return truth
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A box dataset of 60 framed prints, written through the schema without matching and without Ray."""
+    from cropreg.images import encode_jpeg
+    from cropreg.schema import PAIRS, Part, commit_manifest, parquet_bytes, proxies_bytes
+    from cropreg.splits import split_of
+
+    folder = tmp_path_factory.mktemp("made") / "boxes"
+    rows: list[dict[str, Any]] = []
+    proxies: list[dict[str, Any]] = []
+    for seed in range(60):
+        picture, box = framed_print(seed)
+        name = f"{seed:04d}"
+        save(picture, folder.parent / "originals" / f"{name}.png")
+        height, width = picture.shape[:2]
+        rows.append(
+            {
+                "pair_id": name,
+                "original_uri": str(folder.parent / "originals" / f"{name}.png"),
+                "crop_uri": f"/{name}.png",
+                "original_id": name,
+                "group": name,
+                "split": split_of(name, (0.6, 0.2, 0.1, 0.1)),
+                "original_w": width,
+                "original_h": height,
+                **dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True)),
+                "verdict": "found" if seed % 20 else "ambiguous",
+            }
+        )
+        proxies.append({"original_id": name, "proxy_w": width, "proxy_h": height, "jpeg": encode_jpeg(picture, 92)})
+    parts = []
+    for table, file, data in (
+        ("pairs", "pairs/part-a.parquet", parquet_bytes(rows, PAIRS)),
+        ("proxies", "proxies/part-a.arrow", proxies_bytes(proxies)),
+    ):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_bytes(data)
+        parts.append(Part.of(table, file, len(rows), data))
+    assert commit_manifest(str(folder), parts, config={}, counts={"found": 57, "ambiguous": 3}, parent=0, version="0") == 1
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray of four logical CPUs for all tests marked ``ray``."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"] = "token", str(token)
+    import ray
+
+    from cropreg.pipelines import cluster
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    cluster.connect()
+    yield
+    ray.shutdown()

@@ -1,0 +1,117 @@
+"""The dataset: what it holds, what it decodes, and that augmentation keeps picture and box together."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import framed_print
+
+from cropreg.augment import into_window, out_of_window, reframed_window
+from cropreg.dataset import CropDataset, Proxies, cut_window, read_labels, shrink
+from cropreg.errors import InputError
+from cropreg.schema import BoxDataset
+
+
+def test_labels_hold_only_found_rows_of_the_split(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    sizes = [len(read_labels(dataset, split)) for split in ("train", "val", "calib", "test")]
+    assert sum(sizes) == len(read_labels(dataset, "all")) == 57
+    assert min(sizes) > 0
+
+
+def test_dataset_reads_no_picture_until_asked(made_boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    jpeg = Proxies.jpeg
+    monkeypatch.setattr(Proxies, "jpeg", lambda self, position: asked.append(position) or jpeg(self, position))
+    data = CropDataset(BoxDataset.open(str(made_boxes)), "all", 64)
+    assert asked == []
+    image, box, row = data[3]
+    assert len(asked) == 1
+    assert image.shape == (3, 64, 64) and image.dtype == torch.float32 and row == 3
+    assert torch.allclose(box, torch.tensor(data.labels.boxes_norm[3], dtype=torch.float32), atol=1e-5)
+
+
+def test_proxy_and_original_give_the_same_example(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    proxy, original = (CropDataset(dataset, "val", 64, read_from=source)[0] for source in ("proxies", "originals"))
+    assert torch.equal(proxy[1], original[1])
+    assert float((proxy[0] - original[0]).abs().mean()) < 0.1  # but for JPEG
+
+
+def test_missing_original_names_the_file_and_the_cure(made_boxes: Path, tmp_path: Path) -> None:
+    data = CropDataset(BoxDataset.open(str(made_boxes)), "val", 64, read_from="originals")
+    uri = data.labels.original_uris[0].as_py()
+    away = tmp_path / "away.png"
+    Path(uri).rename(away)
+    try:
+        with pytest.raises(InputError, match=rf"{uri}.*cannot be read any more.*proxies"):
+            data[0]
+    finally:
+        away.rename(uri)
+
+
+def test_augmentation_never_cuts_into_the_box_and_keeps_it_on_the_print(made_boxes: Path) -> None:
+    data = CropDataset(BoxDataset.open(str(made_boxes)), "all", 96, augment=True, flip="both", reframe=1.0, color=0.0)
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        for row in range(0, len(data), 5):
+            image, box, _ = data[row]
+            assert float(box.min()) >= -1e-4 and float(box.max()) <= 1 + 1e-4
+            x1, y1, x2, y2 = (box * 96).round().int().tolist()
+            inside, bright = image[0, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].mean(), image[0].max()
+            assert inside < bright - 1, "the print is darker than the bed"
+            if x1 > 3:
+                assert image[0, y1:y2, : x1 - 2].min() > inside, "left of the box lies only the bed"
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    one, other = (CropDataset(dataset, "train", 64, augment=True, seed=5) for _ in range(2))
+    torch.manual_seed(1)
+    first = [one[i] for i in (0, 1, 2)]
+    torch.manual_seed(2)
+    again = [other[i] for i in (2, 1, 0)][::-1]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    other.set_epoch(1)
+    assert any(not torch.equal(a[0], other[i][0]) for i, a in enumerate(first))
+
+
+def test_dataset_travels_to_another_process(made_boxes: Path) -> None:
+    data = CropDataset(BoxDataset.open(str(made_boxes)), "val", 64)
+    data[0]
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[0][0], data[0][0])
+
+
+def test_row_without_proxy_names_the_picture(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    manifest = {**dataset.manifest, "parts": [p for p in dataset.manifest["parts"] if p["table"] == "pairs"]}
+    with pytest.raises(InputError, match=r"no proxy of .*0.*png.*--from originals"):
+        CropDataset(BoxDataset(dataset.uri, 1, manifest), "train", 64)
+
+
+def test_windows_hold_the_box_and_come_back() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        low = rng.uniform(0, 0.5, 2)
+        box = np.concatenate([low, low + rng.uniform(0.05, 0.5, 2)])
+        window = reframed_window(box, rng.random(), rng)
+        assert (window[:2] <= box[:2] + 1e-12).all() and (window[2:] >= box[2:] - 1e-12).all()
+        assert np.allclose(out_of_window(into_window(box, window), window), box)
+
+
+def test_cut_window_says_exactly_what_it_cut() -> None:
+    picture, _ = framed_print(1)
+    view, window = cut_window(picture, np.array([0.101, 0.2, 0.77, 0.9]))
+    x1, y1, x2, y2 = (window * [240, 180, 240, 180]).round().astype(int)
+    assert np.array_equal(view, picture[y1:y2, x1:x2])
+    assert window[0] <= 0.101 and window[2] >= 0.77
+
+
+def test_shrink_is_what_the_dataset_does_without_augmentation(made_boxes: Path) -> None:
+    data = CropDataset(BoxDataset.open(str(made_boxes)), "val", 64)
+    assert float((shrink(data.picture(0), 64) - data[0][0]).abs().max()) < 0.02  # rounding to 8 bit

@@ -1,0 +1,100 @@
+"""Metrics, baselines, calibration, evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cropreg import boxes, calibration
+from cropreg.evaluation import evaluate, table
+from cropreg.metrics import fit_baselines, skill, skill_interval, summarise
+
+
+def some_boxes(count: int, seed: int = 0, spread: float = 0.05) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    return np.clip(np.array([0.2, 0.1, 0.8, 0.9]) + rng.normal(0, spread, (count, 4)), 0, 1)
+
+
+def test_perfect_predictions_have_iou_one_and_no_error() -> None:
+    truth = some_boxes(20)
+    result = summarise(truth, truth)
+    assert result["iou_mean"] == result["iou_at_95"] == pytest.approx(1)
+    assert result["bde_mean"] == 0
+
+
+def test_iou_optimal_constant_is_at_least_as_good_as_every_other_baseline() -> None:
+    for seed in range(5):
+        truth = some_boxes(60, seed, spread=0.12)
+        truth[:, 2:] = np.maximum(truth[:, 2:], truth[:, :2] + 0.05)
+        value = {name: boxes.iou(boxes.from_margins(m), truth).mean() for name, m in fit_baselines(truth).items()}
+        assert max(value, key=lambda name: float(value[name])) == "iou_optimal"
+        assert set(value) == {"no_crop", "centre", "median_box", "iou_optimal"}
+
+
+def test_centre_baseline_lies_in_the_middle() -> None:
+    left, top, right, bottom = fit_baselines(some_boxes(30))["centre"]
+    assert left == pytest.approx(right) and top == pytest.approx(bottom)
+
+
+def test_skill_is_nought_for_the_baseline_and_one_for_perfection() -> None:
+    assert skill(0.6, 0.6) == 0 and skill(1.0, 0.6) == pytest.approx(1) and skill(0.5, 0.6) < 0
+
+
+def test_skill_interval_holds_the_skill_and_narrows_with_rows() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (30, 1000):
+        model, base = rng.uniform(0.8, 1, count), rng.uniform(0.4, 0.6, count)
+        low, high = skill_interval(model, base, 300, np.random.default_rng(1))
+        assert low <= skill(model.mean(), base.mean()) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_intervals_hold_as_often_as_promised() -> None:
+    rng = np.random.default_rng(4)
+    held = []
+    for _ in range(20):
+        spread = rng.uniform(0.001, 0.03, (600, 4))
+        predicted = some_boxes(600)
+        truth = predicted + rng.normal(0, 1, (600, 4)) * spread
+        how = calibration.fit(predicted[:300], spread[:300], truth[:300])
+        limits = calibration.intervals(predicted[300:], spread[300:], how)
+        held.append(((truth[300:] >= limits[..., 0]) & (truth[300:] <= limits[..., 1])).mean())
+    assert abs(np.mean(held) - calibration.COVERAGE) < 0.02
+
+
+def test_too_few_rows_promise_nothing() -> None:
+    predicted, spread = some_boxes(5), np.full((5, 4), 0.01)
+    how = calibration.fit(predicted, spread, predicted)
+    assert how.edge_factors is None
+    assert (calibration.intervals(predicted, spread, how) == [0, 1]).all()
+    assert np.isnan(calibration.confidence(spread, how)).all()
+    assert np.isnan(calibration.confidence(spread, calibration.fit(predicted[:0], spread[:0], predicted[:0]))).all()
+
+
+def test_confidence_falls_with_the_spread_and_is_about_right() -> None:
+    rng = np.random.default_rng(2)
+    predicted = some_boxes(800, spread=0.02)
+    spread = np.repeat(rng.uniform(0.001, 0.06, (800, 1)), 4, axis=1)
+    truth = predicted + rng.normal(0, 1, (800, 4)) * spread
+    how = calibration.fit(predicted[:400], spread[:400], truth[:400])
+    sure = calibration.confidence(spread[400:], how)
+    good = boxes.iou(predicted[400:], truth[400:]) >= calibration.GOOD_IOU
+    order = np.argsort(spread[400:, 0])
+    assert (np.diff(sure[order]) <= 1e-12).all()
+    assert abs(sure.mean() - good.mean()) < 0.06
+    assert good[sure > 0.8].mean() > 0.7 > 0.3 > good[sure < 0.2].mean()
+
+
+def test_evaluation_tells_model_beside_baselines_and_intervals() -> None:
+    truth, predicted = some_boxes(50, 1), some_boxes(50, 1) + 0.005
+    spread = np.full((50, 4), 0.005)
+    how = calibration.fit(predicted, spread, truth)
+    result = evaluate(predicted, spread, truth, fit_baselines(some_boxes(50, 2)), how, resamplings=50, rng=np.random.default_rng(0))
+    assert result["n"] == 50 and result["skill_ci"][0] <= result["skill"] <= result["skill_ci"][1]
+    assert result["intervals"]["held"] >= 0.9
+    text = table(result)
+    assert "median box" in text and "skill" in text and f"{result['model']['iou_mean']:.3f}" in text
+    assert text.count("*") == 2, "the best baseline is marked, and the mark explained"

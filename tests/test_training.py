@@ -1,0 +1,154 @@
+"""The training loop on a small stand-in for the regressor: decisions, faults, resuming."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cropreg.errors import ModelError
+from cropreg.settings import TrainSettings
+from cropreg.training import Batch, EpochResult, Learner, Progression, fit, validate
+
+
+class Tiny(nn.Module):
+    """Four margins from the mean colour of four bands, with BatchNorm and dropout as in the real head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2))
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bands = images.reshape(len(images), 3, 4, -1).mean(dim=3).flatten(1)
+        margins: torch.Tensor = self.last(self.hidden(bands))
+        return margins
+
+
+class Made:
+    """Batches of made-up pictures whose bands' colours are their margins."""
+
+    def __init__(self, rows: int = 24, size: int = 8) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.margins = torch.rand(rows, 4, generator=generator) * 0.4
+        self.images = self.margins.repeat_interleave(4, dim=1).reshape(rows, 1, 4, 4).expand(-1, 3, -1, -1) - 0.2
+        self.boxes = torch.cat([self.margins[:, :2], 1 - self.margins[:, 2:]], dim=1)
+        self.size = size
+
+    def train(self, epoch: int) -> Iterable[Batch]:
+        order = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(epoch))
+        return [(self.images[rows], self.boxes[rows], rows) for rows in order.split(self.size)]
+
+    def val(self) -> Iterable[Batch]:
+        rows = torch.arange(len(self.boxes))
+        return [(self.images[part], self.boxes[part], part) for part in rows.split(7)]
+
+    def names(self, rows: torch.Tensor) -> list[str]:
+        return [f"pair-{int(row)}" for row in rows]
+
+
+def learner(settings: TrainSettings, seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    model: Any = Tiny()
+    return Learner(model, model, settings, None)
+
+
+def run(settings: TrainSettings, learning: Learner | None = None, batches: Made | None = None) -> list[EpochResult]:
+    results: list[EpochResult] = []
+    fit(learning or learner(settings), batches or Made(), settings, results.append)
+    return results
+
+
+def test_loop_learns() -> None:
+    results = run(TrainSettings(max_epochs=40, learning_rate=0.02, averaging=0.5))
+    assert results[-1].val_loss < 0.5 * results[0].val_loss
+    assert [r.epoch for r in results] == list(range(len(results)))
+    assert min(r.val_loss for r in results) == next(r.val_loss for r in reversed(results) if r.is_best)
+
+
+def test_loop_stops_when_the_validation_loss_no_longer_falls() -> None:
+    settings = TrainSettings(max_epochs=50, patience=3, learning_rate=1e-12, averaging=0.0)
+    results = run(settings)
+    best = max(r.epoch for r in results if r.is_best)
+    assert len(results) == best + 1 + 3 < 50
+
+
+def test_learning_rate_warms_up_and_falls_on_a_plateau() -> None:
+    settings = TrainSettings(max_epochs=8, patience=20, lr_patience=1, lr_factor=0.5, learning_rate=1e-7, averaging=0.0)
+    rates = [r.learning_rate for r in run(settings)]  # so low a rate that the loss stands still
+    assert rates[0] == pytest.approx(1e-7), "the last step of the first epoch has the whole rate"
+    assert rates[-1] < rates[0] and all(a >= b for a, b in pairwise(rates))
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() -> None:
+    settings = TrainSettings(max_epochs=6, learning_rate=0.01, lr_patience=0)
+    whole = learner(settings)
+    expected = run(settings, whole)
+    first = learner(settings)
+    run(settings.model_copy(update={"max_epochs": 3}), first)
+    kept = first.state()
+    second = learner(settings, seed=99)
+    second.restore(kept)
+    results = run(settings, second)
+    assert [r.val_loss for r in results] == [r.val_loss for r in expected[3:]]
+    for name, value in whole.judged.state_dict().items():
+        assert torch.equal(value, second.judged.state_dict()[name]), name
+
+
+def test_loop_does_nothing_when_it_had_already_stopped() -> None:
+    settings = TrainSettings(max_epochs=9, patience=2)
+    done = learner(settings)
+    done.progression = Progression(epoch=5, best_loss=0.1, best_epoch=2, stale=2)
+    assert run(settings, done) == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_divergence_names_epoch_step_and_pairs_and_spoils_no_weight(bad: float) -> None:
+    batches = Made()
+    batches.images = batches.images.clone()
+    batches.images[5] = bad
+    settings = TrainSettings(max_epochs=2)
+    learning = learner(settings)
+    with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: .*pair-\d+"):
+        run(settings, learning, batches)
+    assert all(torch.isfinite(p).all() for p in learning.core.parameters())
+
+
+def test_gradients_are_clipped_before_the_step() -> None:
+    settings = TrainSettings(max_epochs=1, clip_norm=1e-3, margin_weight=1e4)
+    seen: list[float] = []
+    learning = learner(settings)
+    step = learning.optimizer.step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(float(torch.stack([p.grad.norm() for p in learning.core.parameters() if p.grad is not None]).norm()))
+        return step(*args, **kwargs)
+
+    learning.optimizer.step = watched  # type: ignore[method-assign]
+    results = run(settings, learning)
+    assert max(seen) <= 1e-3 * 1.001
+    assert results[0].grad_norm > 1, "the norm that is told is that before clipping"
+
+
+def test_validation_counts_every_row_once_whatever_the_batches() -> None:
+    settings = TrainSettings()
+    model: Any = learner(settings).core
+    batches = Made(rows=23)
+    rows = torch.arange(23)
+    whole = validate(model, [(batches.images, batches.boxes, rows)], settings)
+    parts = validate(model, [(batches.images[p], batches.boxes[p], p) for p in rows.split(5)], settings)
+    assert whole.rows == parts.rows == 23
+    assert whole.loss == pytest.approx(parts.loss, rel=1e-6) and whole.iou == pytest.approx(parts.iou, rel=1e-6)
+
+
+def test_mixed_precision_on_the_cpu_learns_too() -> None:
+    settings = TrainSettings(max_epochs=5, learning_rate=0.02, averaging=0.0)
+    torch.manual_seed(0)
+    model: Any = Tiny()
+    results = run(settings, Learner(model, model, settings, torch.bfloat16))
+    assert results[-1].val_loss < results[0].val_loss
