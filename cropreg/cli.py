@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,10 @@ Door = Annotated[DoorSettings, _Flat]
 
 class _Interrupted(BaseException):
     """SIGTERM, as an exception, so that what is open is closed on the way out."""
+
+
+class _Stopped(Exception):
+    """A verb was interrupted; the first argument is its exit code."""
 
 
 @app.command
@@ -197,6 +202,10 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except CropregError as error:
         return _tell(error)
+    except _Stopped as stopped:
+        again = [*tokens, "--resume"] if tokens[0] == "train" and "--resume" not in tokens else tokens
+        print(f"\ncropreg: interrupted. What was finished is kept; go on with: cropreg {shlex.join(again)}", file=sys.stderr)
+        return int(stopped.args[0])
     except CycloptsError as error:
         verb = tokens[0] if tokens and tokens[0] in app else ""
         return _tell(UsageError(f"{error}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
@@ -236,11 +245,8 @@ def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | N
     except (KeyboardInterrupt, _Interrupted, SystemExit) as error:
         # Ray puts its own handler of SIGTERM over ours; it exits with the signal's number.
         code = 130 if isinstance(error, KeyboardInterrupt) else 143
-        again = " ".join(sys.argv[1:])
-        hint = " --resume" if sys.argv[1:2] == ["train"] and "--resume" not in sys.argv else ""
         _write_failure(out, code, "interrupted", unless=door.dry_run)
-        print(f"\ncropreg: interrupted. What was finished is kept; go on with: cropreg {again}{hint}", file=sys.stderr)
-        return code
+        raise _Stopped(code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

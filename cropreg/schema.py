@@ -154,6 +154,8 @@ class BoxDataset:
         try:
             manifest = json.loads(storage.read_bytes(name))
             version = manifest["schema_version"]
+            if version == SCHEMA_VERSION:
+                [Part(**part) for part in manifest["parts"]]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{name}: this manifest is damaged ({error}). Restore it, or build the dataset again.") from error
         if version != SCHEMA_VERSION:
@@ -179,7 +181,7 @@ class BoxDataset:
             InputError: a part is missing or does not have the bytes that the manifest says.
         """
         wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns]))
-        tables = []
+        tables = [PAIRS.empty_table().select(wanted or PAIRS.names).append_column("_age", pa.array([], pa.int32()))]
         for age, part in enumerate(self.parts("pairs")):
             table = pq.read_table(pa.BufferReader(self.read_part(part)), columns=wanted)
             tables.append(table.append_column("_age", pa.array([age] * table.num_rows, pa.int32())))
@@ -258,8 +260,11 @@ def plain_cell(value: Any) -> Any:
 
 def csv_bytes(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
     """Encodes rows as CSV with a header; cells that look like formulas are made plain."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
-    return text.getvalue().encode()
+    lines = [_csv_line(columns), *(_csv_line([plain_cell(row.get(name)) for name in columns]) for row in rows)]
+    return "".join(lines).encode()
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # with "\n" a cell with "\r" would not be quoted
+    return line.getvalue().removesuffix("\r\n") + "\n"

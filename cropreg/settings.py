@@ -162,7 +162,9 @@ def read_yaml(path: Path, verb: str, model: type[Settings]) -> dict[str, Any]:
                 raise UsageError(
                     f"{path}: {key!r} stands beside a verb but is none.{_meant(str(key), VERBS)} Put settings below a verb."
                 )
-        values = values.get(verb) or {}
+        values = values.get(verb)
+        if values is None:
+            return {}
         if not isinstance(values, dict):
             raise UsageError(f"{path}: below {verb!r} must stand settings as 'name: value', got {type(values).__name__}.")
     named = {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -438,9 +438,7 @@ def _put(uri: str, data: bytes) -> None:
 
 
 def _cannot_reach(uri: str, error: OSError) -> InputError:
-    return InputError(
-        f"{uri}: cannot be reached ({error}). Check the address, your credentials, and AWS_ENDPOINT_URL if it is set."
-    )
+    return InputError(f"{uri}: cannot be reached ({error}). Check the address and your credentials.")
 
 
 def _cannot_write(uri: str, error: OSError) -> OutputError:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import box_iou
 
 from cropreg.errors import ModelError
@@ -101,7 +101,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.averaged: AveragedModel | None = None
         if settings.averaging:
-            self.averaged = AveragedModel(core, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)
+            self.averaged = AveragedModel(core, multi_avg_fn=_following(settings.averaging), use_buffers=True)
         self.progression = Progression()
 
     @property
@@ -129,6 +129,24 @@ class Learner:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
         torch.set_rng_state(state["rng"])
+
+
+def _following(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential average that follows closely at first: after n steps its decay is at most (1 + n) / (10 + n).
+
+    Otherwise a short training would end with what it had learned a hundred steps ago.  Source: TensorFlow's ExponentialMovingAverage.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor) -> None:
+        done = int(num_averaged)
+        share = 1 - min(decay, (1 + done) / (10 + done))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, share)
+        else:  # BatchNorm's counters
+            torch._foreach_copy_(averaged, current)
+
+    return update
 
 
 def fit(

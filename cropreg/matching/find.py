@@ -105,14 +105,15 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
             crop.search_plane.resampled(max(crop.size_wh) / s.features_long_side_px),
             num_features=s.num_features, scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
-        found = better(found, follow(original, crop, candidates, "free", "features", s))
+        found = better(found, follow(original, crop, candidates, "similarity", "features", s))
     if not plausible(found, s):
         candidates = over_scales(
             original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px, s.band_px,
             s.sweep_peaks,
         )  # fmt: skip
-        found = better(found, follow(original, crop, candidates, "similarity", "ncc", s))
-    if fits and not plausible(found, s):
+        found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
+    faint = max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture
+    if fits and faint and not plausible(found, s):
         found = better(found, _at_half_size(original, crop, s))
     return found
 

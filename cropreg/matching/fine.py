@@ -104,8 +104,8 @@ def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
     return (shifts * weights[:, None]).sum(0) / weights.sum(), float(1 / np.sqrt(weights.sum()))
 
 
-def common_similarity(windows: list[Window], place: Affine) -> tuple[Affine, float]:
-    """The place corrected by the similarity that explains most windows' shifts, and the median rest in original pixels."""
+def common_similarity(windows: list[Window], place: Affine) -> Affine:
+    """The place corrected by the similarity that explains most windows' shifts."""
     centers = np.array([w.center_xy for w in windows])
     shifts = np.array([w.shift_px for w in windows])
     base = 1 / (np.array([w.sigma_px for w in windows]) ** 2 + 0.02**2)
@@ -126,8 +126,7 @@ def common_similarity(windows: list[Window], place: Affine) -> tuple[Affine, flo
     dx, dy, stretch, turn = solution
     linear = np.array([[stretch, -turn], [turn, stretch]]) / radius
     shift = np.array([dx, dy]) - linear @ middle
-    corrected = np.hstack([place[:, :2] + linear, place[:, 2:] + shift[:, None]])
-    return corrected, float(np.median(np.abs(rest)))
+    return np.hstack([place[:, :2] + linear, place[:, 2:] + shift[:, None]])
 
 
 def moved_share(windows: list[Window], start: Affine, place: Affine, least_px: float, least_ratio: float) -> float:

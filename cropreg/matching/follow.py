@@ -79,17 +79,22 @@ def paired(original: Picture, crop: Picture, step: float, scale: float, s: Match
 def follow(
     original: Picture, crop: Picture, candidates: list[Candidate], model: str, method: str, s: MatcherSettings
 ) -> Found | None:
-    """Registers and verifies candidates until one convinces; the best of them."""
+    """Registers and verifies candidates until one convinces; the best of them.
+
+    Each starts at about the resolution it was found at, where a step is cheap, and is dropped as soon as the pictures do not look alike.
+    """
     best: Found | None = None
     for candidate in candidates:
         scale = 1.0 if model == "shift" else places.scale(candidate.place)
         step = max(original.search_plane.step, crop.search_plane.step / scale)
-        size_px = max(crop.size_wh) / scale / step
-        levels = max(1, math.ceil(math.log2(max(2.0, size_px / s.template_px)))) if model == "shift" else 2
+        levels = max(1, math.ceil(math.log2(max(1.0, candidate.step / step)) - 0.2) + (model != "shift"))
         pairs = [paired(original, crop, step * 2.0**level, scale, s) for level in range(levels - 1, -1, -1)]
-        fit = coarse_to_fine(pairs, candidate.place, model, iterations=s.iterations)
+        fit = coarse_to_fine(pairs, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
+        if fit.ncc < s.least_ncc:
+            continue
         found = Found(fit, compare(pairs[-1], fit.place, s), method, pairs[-1])
-        if max(found.pair.crop.size_wh) < s.small_px and step > 1.5 and found.merit > s.closer_merit:
+        small = max(found.pair.crop.size_wh) < s.small_px and step > 1.5
+        if small and min(found.evidence.median, found.evidence.band) > s.closer_ncc:
             found = closer(original, crop, found, s)
         best = better(best, found)
         if convinces(found, s):
@@ -97,21 +102,30 @@ def follow(
     return best
 
 
-def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
-    """Looks again at more resolution, on the part of the original around a place, where the crop's plane was too small to judge."""
+def closer(
+    original: Picture, crop: Picture, found: Found, s: MatcherSettings, models: tuple[str, ...] = ("shift", "similarity")
+) -> Found:
+    """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
+
+    The first model stands unless a later one fits clearly better.  Cost: the full decode of both pictures.
+    """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
     wanted = max(finest, max(crop.size_wh) / scale / s.closer_px)
-    levels = max(1, math.ceil(math.log2(found.pair.step / wanted)))
+    levels = max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted))))
     part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
     whole = Plane(crop.full())
     steps = [wanted * 2.0**level for level in range(levels - 1, -1, -1)]
     pairs = [
         Pair(part.resampled(t).smoothed(s.smooth_px), whole.resampled(t * scale).smoothed(s.smooth_px), s.band_px) for t in steps
     ]
-    fits = [(m, coarse_to_fine(pairs, found.place, m, iterations=s.iterations)) for m in ("shift", "similarity")]
-    model, fit = fits[0] if fits[0][1].ncc >= fits[1][1].ncc - 0.003 else fits[1]
-    return Found(fit, compare(pairs[-1], fit.place, s), found.method, pairs[-1])
+    best: Fit | None = None
+    for model in models:
+        fit = coarse_to_fine(pairs, found.place, model, iterations=s.iterations)
+        if best is None or fit.ncc > best.ncc + 0.003:
+            best = fit
+    assert best is not None
+    return Found(best, compare(pairs[-1], best.place, s), found.method, pairs[-1])
 
 
 def around(original: Plane, place: Affine, crop_wh: tuple[int, int], margin_px: float) -> Plane:

@@ -79,6 +79,16 @@ def from_box(box: Box, crop_wh: tuple[int, int], angle_deg: float = 0.0) -> Affi
     return np.hstack([linear, (np.asarray(box.center_xy) - linear @ (np.asarray(crop_wh) / 2))[:, None]])
 
 
+def isotropic(place: Affine, crop_center_xy: tuple[float, float]) -> Affine:
+    """The similarity nearest to a place, about the crop's centre: planes have slightly different steps in x and y, crops do not."""
+    x, y = crop_center_xy
+    (a, b, c), (d, e, f) = place.tolist()
+    cos, sin = (a + e) / 2, (d - b) / 2
+    shrink = math.sqrt(max(a * e - b * d, 1e-12)) / math.hypot(cos, sin)
+    cos, sin = cos * shrink, sin * shrink
+    return np.array([[cos, -sin, a * x + b * y + c - cos * x + sin * y], [sin, cos, d * x + e * y + f - sin * x - cos * y]])
+
+
 def distance_px(a: Affine, b: Affine, crop_wh: tuple[int, int]) -> float:
     """The largest distance in original pixels between the crop's corners as two places put them."""
     w, h = crop_wh

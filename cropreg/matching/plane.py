@@ -41,6 +41,12 @@ class Plane:
         return (self.step_xy[0] + self.step_xy[1]) / 2
 
     @property
+    def center_xy(self) -> tuple[float, float]:
+        """The plane's centre in full-size coordinates."""
+        w, h = self.size_wh
+        return self.shift_xy[0] + w * self.step_xy[0] / 2, self.shift_xy[1] + h * self.step_xy[1] / 2
+
+    @property
     def to_full(self) -> Affine:
         """The map from plane coordinates to full-size coordinates."""
         return np.array([[self.step_xy[0], 0, self.shift_xy[0]], [0, self.step_xy[1], self.shift_xy[1]]], np.float64)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Pair
 
-MODELS = {"shift": 2, "similarity": 4, "free": 5}  # number of parameters; free = shift, two scales and an angle
+MODELS = {"shift": 2, "scale": 3, "similarity": 4, "free": 5}
+"""Number of parameters: a shift, with one scale, with an angle too, with two scales and an angle."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,9 @@ def _steepest_descent(target: NDArray[np.float32], model: str) -> NDArray[np.flo
         u = ((np.arange(w, dtype=np.float32) - (w - 1) / 2) / (w / 2))[None, :]
         v = ((np.arange(h, dtype=np.float32) - (h - 1) / 2) / (h / 2))[:, None]
         aspect = np.float32(h / w)
-        turn = gy * u - gx * v * aspect
-        if model == "similarity":
-            rows += [gx * u + gy * v * aspect, turn]
-        else:
-            rows += [gx * u, gy * v, turn]
+        rows += [gx * u, gy * v] if model == "free" else [gx * u + gy * v * aspect]
+        if model != "scale":
+            rows.append(gy * u - gx * v * aspect)
     return np.stack([row.ravel() for row in rows])
 
 
@@ -138,11 +137,11 @@ def _increment(delta: NDArray[np.float64], size_wh: tuple[int, int], model: str)
     """The small warp of the crop's grid that ``delta`` stands for, about the grid's centre."""
     w, h = size_wh
     stretch_x = stretch_y = turn = 0.0
-    if model == "similarity":
-        stretch_x = stretch_y = delta[2] / (w / 2)
-        turn = delta[3] / (w / 2)
-    elif model == "free":
+    if model == "free":
         stretch_x, stretch_y, turn = delta[2] / (w / 2), delta[3] / (h / 2), delta[4] / (w / 2)
+    elif model != "shift":
+        stretch_x = stretch_y = delta[2] / (w / 2)
+        turn = delta[3] / (w / 2) if model == "similarity" else 0.0
     linear = np.array([[1 + stretch_x, -turn], [turn, 1 + stretch_y]])
     center = np.array([(w - 1) / 2, (h - 1) / 2])
     return np.concatenate([linear, (center + delta[:2] - linear @ center)[:, None]], axis=1)
@@ -154,8 +153,8 @@ def _edge_rows(model: str) -> NDArray[np.float64]:
     if model == "shift":
         return shift
     side = np.array([-1.0, -1.0, 1.0, 1.0])
-    if model == "similarity":
-        return np.hstack([shift, side[:, None], np.zeros((4, 1))])
+    if model != "free":
+        return np.hstack([shift, side[:, None], np.zeros((4, MODELS[model] - 3))])
     stretch = np.zeros((4, 2))
     stretch[0, 0], stretch[1, 1], stretch[2, 0], stretch[3, 1] = -1, -1, 1, 1
     return np.hstack([shift, stretch, np.zeros((4, 1))])

@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine
+from cropreg.matching.place import Affine, isotropic
 from cropreg.matching.plane import Plane, band_pass, from_between
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A place worth a closer look, with the correlation that drew attention to it."""
+    """A place worth a closer look: the correlation that drew attention to it, and at how many original pixels per pixel."""
 
     place: Affine
     ncc: float
+    step: float
 
 
 def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,7 +81,7 @@ def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[C
     found: list[Candidate] = []
     for a, b in ((whole, template), (band_pass(whole, band_px), band_pass(template, band_px))):
         for x, y, ncc in peaks(correlation_map(a, b), count, apart_px=3):
-            found.append(Candidate(from_between(original, crop, np.array([[1, 0, x], [0, 1, y]], np.float64)), ncc))
+            found.append(Candidate(from_between(original, crop, np.array([[1, 0, x], [0, 1, y]], np.float64)), ncc, original.step))
     found.sort(key=lambda c: -c.ncc)
     return distinct(found, apart_px=2 * original.step)
 
@@ -121,6 +122,6 @@ def over_scales(
         scores = correlation_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
         for x, y, ncc in peaks(scores, 2, apart_px=3):
             matrix = np.hstack([linear, [[x], [y]]])
-            found.append(Candidate(from_between(whole, template, matrix), ncc))
+            found.append(Candidate(isotropic(from_between(whole, template, matrix), crop.center_xy), ncc, whole.step))
     found.sort(key=lambda c: -c.ncc)
     return distinct(found, apart_px=3 * original.step)[:count]

@@ -47,7 +47,10 @@ class MatcherSettings(Settings):
     flat_texture: float = Field(
         1.0, ge=0, description="grey levels; band-passed deviation below which a crop not found counts as flat"
     )
-    features_long_side_px: int = Field(600, ge=100, description="px; long side of the pictures whose keypoints are compared")
+    faint_texture: float = Field(
+        3.0, ge=0, description="grey levels; a large crop with more band-passed deviation is found at 1/8 or nowhere"
+    )
+    features_long_side_px: int = Field(440, ge=100, description="px; long side of the pictures whose keypoints are compared")
 
     sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
@@ -57,8 +60,11 @@ class MatcherSettings(Settings):
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
-    closer_px: int = Field(256, description="working px; long side of the crop in that closer look")
-    closer_merit: float = Field(0.15, description="merit at 1/8 that earns a closer look")
+    closer_px: int = Field(512, description="working px; long side of the crop in that closer look")
+    closer_ncc: float = Field(
+        0.5, description="median tile NCC at 1/8 that earns a closer look; right places reach 0.9 even when tiny"
+    )
+    least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     sweep_peaks: int = Field(8, description="candidates followed after the sweep of scales")
     rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
     rival_apart_px: int = Field(4, description="plane px; nearer peaks are the place itself")
@@ -68,11 +74,16 @@ class MatcherSettings(Settings):
     )
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
 
+    repair: float = Field(
+        0.01, description="relative error of the scale at which the crop was resampled, above which that is done again"
+    )
     kept_scale: float = Field(0.002, description="scales nearer to 1 than this were kept, for nobody resizes by two thousandths")
     kept_angle_deg: float = Field(0.05, description="degrees; smaller turns are none")
     certain_px: float = Field(0.06, description="original px; predicted error up to which rounding to whole pixels is safe at 1/8")
     certain_part: float = Field(0.35, description="px from a whole number up to which rounding is safe at 1/8")
-    loose_px: float = Field(0.15, description="crop px; predicted error of a resized crop above which full-size windows refine it")
+    loose_px: float = Field(
+        0.03, description="crop px; predicted error of a resized crop above which more resolution is asked; errors reach 8 times it"
+    )
     free_gain: float = Field(1.3, gt=1, description="unexplained share with scale 1 over that with any scale, below which 1 it is")
     free_gain_exact: float = Field(
         3.0, gt=1, description="the same where the free scale and angle are those of an uncut crop anyway"

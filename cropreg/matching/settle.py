@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cropreg.matching import place as places
 from cropreg.matching.fine import Window, choose_windows, common_shift, common_similarity, moved_share, register_windows
-from cropreg.matching.follow import Found, refit
+from cropreg.matching.follow import Found, closer, paired, refit
 from cropreg.matching.local import displacements
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
@@ -37,8 +36,12 @@ class Settled:
 
 def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Settled:
     """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
-    found, kept = _kept_or_free(found, original.size_wh, crop.size_wh, s)
-    if _is_calm(found, s) and _is_exact(found, kept, s):
+    found, kept = _kept_or_free(original, crop, found, s)
+    calm = _is_calm(found, s)
+    if not kept and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
+        found = closer(original, crop, found, s, ("free",))
+        calm = _is_calm(found, s)
+    if calm and (not kept or _is_exact(found, kept, s)):
         return Settled(found, found.place, kept, found.fit.sigma_px)
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     rectangles = choose_windows(crop.search_plane, crop.size_wh, size, s.windows_per_side)
@@ -47,44 +50,48 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
     )  # fmt: skip
     place, sigma = found.place, found.fit.sigma_px
+    common = place
     if kept and windows:
         shift, sigma = common_shift(windows)
-        place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
+        common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
     elif len(windows) >= 3:
-        place, rest = common_similarity(windows, place)
-        sigma = max(0.01, 1.5 * rest / math.sqrt(len(windows)))
-    moved = moved_share(windows, found.place, place, s.moved_px, s.moved_ratio)
+        common = common_similarity(windows, place)
+    moved = moved_share(windows, found.place, common, s.moved_px, s.moved_ratio)
     return Settled(found, place, kept, sigma, windows, len(rectangles), moved)
 
 
-def _kept_or_free(found: Found, original_wh: tuple[int, int], crop_wh: tuple[int, int], s: MatcherSettings) -> tuple[Found, bool]:
-    """Registers with scale and angle: is that the crop as it was cut, or more?  Scale 1 and angle 0 are given up only for a better fit.
+def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
+    """Was the crop only cut out, or resized or turned as well?  The simplest model stands unless the next explains clearly more.
 
     A large crop found at its own scale is asked at half the plane's resolution, which shows a turn or a stretch as well.
     """
+    crop_wh, original_wh = crop.size_wh, original.size_wh
     fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]
     shift: Found | None = found if found.is_shift and fits_inside else None
     start = found.place
     if shift and min(found.pair.crop.size_wh) >= s.ask_coarse_px:
         half = Pair(found.pair.original.reduced(2), found.pair.crop.reduced(2), s.band_px)
-        free_fit = register(half, start, "free", iterations=s.iterations, robust=False)
-        shift_ncc = register(half, start, "shift", iterations=1, robust=False).ncc
-        if _rest(shift_ncc) < s.free_gain * _rest(free_fit.ncc):
+        asked = register(half, start, "similarity", iterations=s.iterations, robust=False)
+        if _rest(register(half, start, "shift", iterations=1, robust=False).ncc) < s.free_gain * _rest(asked.ncc):
             return shift, True
-        start = free_fit.place if free_fit.converged else start
-    free = refit(found, start, "free", s)
-    if not free.fit.converged or free.fit.ncc < found.fit.ncc or free.evidence.inside <= s.least_inside:
+        start = asked.place if asked.converged else start
+    free = refit(found, start, "similarity", s)
+    scale = places.scale(free.place)
+    if free.fit.converged and abs(scale * found.pair.step / found.pair.crop.step - 1) > s.repair and found.pair.crop.step > 1:
+        free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
+    if not free.fit.converged or free.evidence.inside <= s.least_inside or _rest(free.fit.ncc) > s.free_gain * _rest(found.fit.ncc):
         free = found
     if shift is None and fits_inside and _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg):
         cx, cy = places.center(free.place, crop_wh)
-        shift = refit(found, places.shifted(cx - crop_wh[0] / 2, cy - crop_wh[1] / 2), "shift", s)
-    if shift is None:
-        return free, False
-    exact = _is_near(free.place, s.kept_scale, s.kept_angle_deg)
-    gain = _rest(shift.fit.ncc) / _rest(free.fit.ncc)
-    near = _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
-    if (gain < s.free_gain and (near or free is found)) or (exact and gain < s.free_gain_exact):
-        return shift, True
+        shift = refit(free, places.shifted(cx - crop_wh[0] / 2, cy - crop_wh[1] / 2), "shift", s)
+    if shift is not None:
+        gain = _rest(shift.fit.ncc) / _rest(free.fit.ncc)
+        near = free is found or _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
+        if (near and gain < s.free_gain) or (_is_near(free.place, s.kept_scale, s.kept_angle_deg) and gain < s.free_gain_exact):
+            return shift, True
+    stretched = refit(free, free.place, "free", s)
+    if stretched.fit.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.fit.ncc):
+        return stretched, False
     return free, False
 
 

@@ -1,0 +1,177 @@
+"""The command line: precedence, exit codes, messages; everything that needs no Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cropreg import cli
+from cropreg.pipelines import match as match_pipeline
+from cropreg.pipelines import train as train_pipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What ``cropreg train`` was called with; nothing is trained."""
+    calls: dict[str, Any] = {}
+
+    def run(boxes: str, **rest: Any) -> dict[str, Any]:
+        calls.update(boxes=boxes, **rest)
+        return {"verb": "train", "out": rest["out"], "code": 0}
+
+    monkeypatch.setattr(train_pipeline, "run", run)
+    return calls
+
+
+def test_setting_comes_from_flag_then_variable_then_file_then_default(
+    seen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train:\n  max_epochs: 3\n  patience: 4\n  batch-size: 6\nmatch:\n  split: 60/20/10/10\n")
+    monkeypatch.setenv("CROPREG_PATIENCE", "5")
+    monkeypatch.setenv("CROPREG_BATCH_SIZE", "8")
+    arguments = ["train", "boxes", "--out", str(tmp_path / "run"), "--config", str(file), "--batch-size", "10"]
+    assert cli.run(arguments) == 0
+    settings = seen["settings"]
+    assert (settings.batch_size, settings.patience, settings.max_epochs, settings.seed) == (10, 5, 3, 0)
+
+
+def test_flag_alone_needs_no_file(seen: dict[str, Any], tmp_path: Path) -> None:
+    assert cli.run(["train", "boxes", "--out", str(tmp_path), "--from", "originals", "--no-use-gpu", "--address", "ray://x"]) == 0
+    assert seen["settings"].from_ == "originals" and seen["settings"].use_gpu is False and seen["address"] == "ray://x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_epoch: 3", "unknown setting 'max_epoch'. Did you mean 'max_epochs'?"),
+        ("max_epochs: many", "max_epochs"),
+        ("- 1", "must hold settings as 'name: value'"),
+        ("train:\n  batchsize: 3", "unknown setting 'batchsize'. Did you mean 'batch_size'?"),
+    ],
+)
+def test_mistake_in_the_file_ends_with_2_and_says_what_was_meant(
+    seen: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert cli.run(["train", "boxes", "--out", str(tmp_path / "run"), "--config", str(file)]) == 2
+    assert message in capsys.readouterr().err
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "boxes", "--out", "x", "--max-epochs", "0"],
+        ["train", "boxes", "--out", "x", "--nonsense"],
+        ["train", "boxes"],
+        ["crop"],
+        ["match", "only-one", "--out", "x"],
+        ["match", "a", "b", "--pairs", "c", "--out", "x"],
+        ["match", "a", "b", "--out", "x", "--split", "50/50"],
+        ["train", "boxes", "--out", "x", "--config", "/nowhere.yaml"],
+    ],
+)
+def test_wrong_argument_ends_with_2_and_makes_nothing(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == 2
+    assert capsys.readouterr().err.startswith("cropreg: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_input_ends_with_3_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["match", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "x")]) == 3
+    assert f"{tmp_path / 'a'}: there is no such folder" in capsys.readouterr().err
+    assert cli.run(["train", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
+    assert "no box dataset here" in capsys.readouterr().err
+    assert cli.run(["predict", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "x")]) == 3
+    assert "no checkpoint here" in capsys.readouterr().err
+
+
+def test_folder_of_other_things_is_never_written_into(
+    tmp_path: Path, make_pairs: Callable[[Path, int], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pairs(tmp_path, 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    arguments = ["match", str(tmp_path / "originals"), str(tmp_path / "crops"), "--out", str(tmp_path / "out")]
+    assert cli.run(arguments) == 4
+    assert "holds other things (diary.txt)" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["diary.txt"]
+
+
+def test_dry_run_says_how_much_and_makes_nothing(
+    tmp_path: Path, make_pairs: Callable[[Path, int], object], capsys: pytest.CaptureFixture[str], made_boxes: Path
+) -> None:
+    make_pairs(tmp_path, 3)
+    (tmp_path / "crops" / "stranger.png").write_bytes(b"x")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [
+        "match",
+        str(tmp_path / "originals"),
+        str(tmp_path / "crops"),
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+        "--json",
+    ]
+    assert cli.run(arguments) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["pairs"], said["unpaired"], said["parts"], said["dry_run"]) == (4, 1, 1, True)
+    assert cli.run(["train", str(made_boxes), "--out", str(tmp_path / "run"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps_per_epoch"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_too_much_bad_input_ends_with_6_after_everything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = {"verb": "match", "out": str(tmp_path), "code": 6, "message": "9 of 10 pairs were not found"}
+    monkeypatch.setattr(match_pipeline, "run", lambda *a, **k: summary)
+    assert cli.run(["match", "a", "b", "--out", str(tmp_path)]) == 6
+    assert "9 of 10 pairs" in capsys.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text())["code"] == 6
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (cli._Interrupted, 143)])
+def test_interruption_prints_the_command_to_go_on(
+    error: type[BaseException], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train_pipeline, "run", stop)
+    assert cli.run(["train", "boxes", "--out", str(tmp_path), "--seed", "3"]) == code
+    assert f"go on with: cropreg train boxes --out {tmp_path} --seed 3 --resume" in capsys.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text())["code"] == code
+
+
+def test_help_of_every_verb_names_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, word in (
+        ("match", "--pair-by"),
+        ("train", "--weights"),
+        ("evaluate", "--split"),
+        ("predict", "--min-confidence"),
+        ("demo", "--out"),
+    ):
+        assert cli.run([verb, "--help"]) == 0
+        assert word in capsys.readouterr().out
+
+
+def test_doors_of_jobs_say_the_same_as_the_command() -> None:
+    for verb in ("match", "train", "evaluate", "predict"):
+        door = subprocess.run(
+            [sys.executable, f"ray_jobs/{verb}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert f"Usage: cropreg {verb}" in door.stdout

@@ -1,0 +1,162 @@
+"""Using a model: boxes come back in the picture's own coordinates, whatever the frame, format and turn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import framed_print, textured
+from cropreg import calibration
+from cropreg.boxes import Box
+from cropreg.checkpoint import CheckpointInfo
+from cropreg.errors import InputError, UnreadableImage
+from cropreg.model import Architecture
+from cropreg.pipelines.predict import crop_batch
+from cropreg.prediction import Predictor, read_small
+from cropreg.schema import PREDICTIONS
+from cropreg.settings import PredictSettings
+
+
+class SeesDark(torch.nn.Module):
+    """A stand-in that needs no training: the margins of what is darker than the bed."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        dark = images.mean(dim=1) < images.mean(dim=1).amax(dim=(1, 2), keepdim=True) - 0.8  # (N, S, S)
+        rows = []
+        for one in dark:
+            ys, xs = torch.nonzero(one.any(dim=1)), torch.nonzero(one.any(dim=0))
+            side = one.shape[0]
+            rows.append(
+                [int(xs.min()) / side, int(ys.min()) / side, 1 - (int(xs.max()) + 1) / side, 1 - (int(ys.max()) + 1) / side]
+            )
+        return torch.tensor(rows)
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    rng = np.random.default_rng(0)
+    truth = np.clip(rng.normal([0.2, 0.2, 0.8, 0.8], 0.05, (60, 4)), 0, 1)
+    how = calibration.fit(truth + rng.normal(0, 0.004, truth.shape), np.full(truth.shape, 0.004), truth)
+    info = CheckpointInfo(
+        architecture=Architecture(image_side=256),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        prior_margins=(0, 0, 0, 0),
+        baselines={},
+        epoch=0,
+        metrics={},
+        calibration=how,
+    )
+    model: Any = SeesDark()
+    return Predictor(model, info)
+
+
+def test_looks_through_windows_come_back_to_the_picture(predictor: Predictor) -> None:
+    pictures, truth = zip(*(framed_print(seed) for seed in range(6)), strict=True)
+    predictions = predictor.predict(pictures)
+    for box, (x1, y1, x2, y2) in zip(predictions.boxes_norm, truth, strict=True):
+        assert np.abs(box * [240, 180, 240, 180] - [x1, y1, x2, y2]).max() < 2
+    assert predictions.spread.max() < 0.01
+
+
+def test_intervals_hold_the_box_and_lie_in_the_picture(predictor: Predictor) -> None:
+    predictions = predictor.predict([framed_print(3)[0]])
+    limits = predictor.intervals(predictions)
+    assert (limits[..., 0] <= predictions.boxes_norm).all() and (predictions.boxes_norm <= limits[..., 1]).all()
+    assert limits.min() >= 0 and limits.max() <= 1
+    assert 0 < predictor.confidence(predictions)[0] <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_box_is_in_pixels_of_the_upright_original(predictor: Predictor, kind: str, orientation: int) -> None:
+    width, height = 1531, 1149  # above twice 512, and no multiple of 8
+    upright = np.full((height, width, 3), 235, np.uint8)
+    x1, y1, x2, y2 = 300, 220, 1200, 900
+    upright[y1:y2, x1:x2] = textured(1, x2 - x1, y2 - y1) // 2
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's name of the turn that EXIF asks to be undone
+    stored = Image.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(turn[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, kind, exif=exif)
+    small = read_small(buffer.getvalue(), "a", 10**8)
+    assert small.size_wh == (width, height) and max(small.pixels.shape) == 512
+    box = small.to_original(predictor.predict([small.pixels]).boxes_norm[0])
+    assert np.abs(box - [x1, y1, x2, y2]).max() < 1531 / 256 * 1.5
+
+
+def test_bad_picture_among_good_ones_becomes_a_failed_row(predictor: Predictor, tmp_path: Path) -> None:
+    items = []
+    for i in range(3):
+        path = tmp_path / "in" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(framed_print(i)[0]).save(path)
+        items.append((str(path), f"{i}.png"))
+    (tmp_path / "in" / "1.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:900])
+    items.append((str(tmp_path / "in" / "absent.png"), "absent.png"))
+    rows = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0))
+    assert [row["verdict"] for row in rows] == ["accept", "failed", "accept", "failed"]
+    assert all(set(row) | {"stamp"} == set(PREDICTIONS.names) for row in rows)
+    assert "1.png" in rows[1]["reason"] and "absent.png" in rows[3]["reason"]
+    for i in (0, 2):
+        box = Box(*(rows[i][k] for k in ("x1", "y1", "x2", "y2")))
+        with Image.open(tmp_path / "out" / f"{i}.png") as crop:
+            assert crop.size == box.size_wh
+            x1, y1, x2, y2 = map(int, box)
+            assert np.array_equal(np.asarray(crop), framed_print(i)[0][y1:y2, x1:x2])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "2.png"]
+
+
+def test_doubtful_picture_is_not_written_unless_all_are_asked_for(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    strict = PredictSettings(min_confidence=1.0)
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(tmp_path / "out"), strict)
+    assert (
+        row["verdict"] == "review"
+        and row["crop_uri"] is None
+        and "is below 1: looks at the picture disagree most on the" in row["reason"]
+    )
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(tmp_path / "out"), strict.model_copy(update={"all": True}))
+    assert row["verdict"] == "review" and Path(row["crop_uri"]).exists()
+
+
+def test_file_that_is_there_is_never_overwritten_without_the_flag(predictor: Predictor, tmp_path: Path) -> None:
+    path, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    out.mkdir()
+    (out / "a.png").write_bytes(b"somebody's")
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(out), PredictSettings(min_confidence=0))
+    assert row["verdict"] == "failed" and "exists already and is another picture" in row["reason"]
+    assert (out / "a.png").read_bytes() == b"somebody's"
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(out), PredictSettings(min_confidence=0, overwrite=True))
+    assert row["verdict"] == "accept" and (out / "a.png").read_bytes() != b"somebody's"
+
+
+def test_model_without_calibration_sends_everything_to_review(predictor: Predictor, tmp_path: Path) -> None:
+    unsure = Predictor(SeesDark(), predictor.info.model_copy(update={"calibration": None}))  # type: ignore[arg-type]
+    path = tmp_path / "a.png"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    (row,) = crop_batch([(str(path), "a.png")], unsure, str(tmp_path / "out"), PredictSettings())
+    assert row["verdict"] == "review" and "too few pairs" in row["reason"] and row["confidence"] is None
+
+
+def test_opening_nothing_says_how_to_train(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cropreg train"):
+        Predictor.open(str(tmp_path))
+
+
+def test_small_picture_refuses_what_is_too_large() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (300, 300)).save(buffer, "PNG")
+    with pytest.raises(UnreadableImage, match="--max-pixels"):
+        read_small(buffer.getvalue(), "big.png", 1000)
