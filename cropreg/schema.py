@@ -168,14 +168,17 @@ class BoxDataset:
     @property
     def fingerprint(self) -> str:
         """A hash of what the dataset holds: the same parts, the same value."""
-        return fingerprint([p["sha256"] for p in self.manifest["parts"]])
+        return fingerprint([[p["sha256"] for p in self.manifest["parts"]], self.manifest.get("removed", [])])
 
     def parts(self, table: str) -> list[Part]:
         """The files of one table, oldest first."""
         return [Part(**p) for p in self.manifest["parts"] if p["table"] == table]
 
     def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The pairs table, sorted by ``pair_id``, the newest row of each pair; ``columns`` limits what is returned.
+        """The pairs table, sorted by ``pair_id``: the newest row of each pair whose files were there when it was last matched.
+
+        Args:
+            columns: what is returned, in this order; everything by default.
 
         Raises:
             InputError: a part is missing or does not have the bytes that the manifest says.
@@ -190,6 +193,9 @@ class BoxDataset:
         if table.num_rows > 1:
             newest = pc.not_equal(ids.combine_chunks()[:-1], ids.combine_chunks()[1:])
             table = table.filter(pa.concat_arrays([newest, pa.array([True])]))
+        removed = self.manifest.get("removed", [])
+        if removed:
+            table = table.filter(pc.invert(pc.is_in(table["pair_id"], pa.array(removed, pa.string()))))
         table = table.drop_columns(["_age"])
         return table if columns is None else table.select(list(columns))
 
@@ -222,9 +228,20 @@ def latest_manifest(uri: str) -> int:
 
 
 def commit_manifest(
-    uri: str, parts: Sequence[Part], *, config: dict[str, Any], counts: dict[str, int], parent: int, version: str
+    uri: str,
+    parts: Sequence[Part],
+    *,
+    config: dict[str, Any],
+    counts: dict[str, int],
+    parent: int,
+    version: str,
+    removed: Sequence[str] = (),
 ) -> int | None:
-    """Makes ``parts`` the dataset at ``uri`` by writing the next manifest; None when another run has just written that number."""
+    """Makes ``parts``, less the pairs in ``removed``, the dataset at ``uri`` by writing the next manifest.
+
+    Returns:
+        its number, or None when another run has just written that number.
+    """
     number = parent + 1
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -234,6 +251,7 @@ def commit_manifest(
         "fingerprint": fingerprint(config),
         "counts": counts,
         "parent": parent or None,
+        "removed": sorted(removed),
         "parts": [{"table": p.table, "file": p.file, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts],
     }
     written = storage.create_exclusive(storage.join(uri, manifest_file(number)), json.dumps(manifest, indent=1).encode())

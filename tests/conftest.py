@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 # Before Ray is imported: no calls home, short waits, and a token of our own, so that ~/.ray is neither read nor written.
+_TOKEN = tempfile.NamedTemporaryFile("w", prefix="cropreg-test-token-")  # noqa: SIM115  # as long as the tests run
+_TOKEN.write(secrets.token_hex(32))
+_TOKEN.flush()
+os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"] = "token", _TOKEN.name
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
-import cv2
-import numpy as np
-import pytest
-from hypothesis import settings
-from numpy.typing import NDArray
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 # The same examples every time, so that a commit fails by its own fault; no deadline, since machines are shared.
 settings.register_profile("cropreg", derandomize=True, deadline=None, max_examples=40)
@@ -117,11 +122,8 @@ def made_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_local() -> Iterator[None]:
     """One local Ray of four logical CPUs for all tests marked ``ray``."""
-    token = tmp_path_factory.mktemp("token") / "token"
-    token.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"] = "token", str(token)
     import ray
 
     from cropreg.pipelines import cluster

@@ -115,7 +115,7 @@ def test_weights_with_nan_are_refused(saved: Path) -> None:
 
 
 def test_other_versions_and_strangers_are_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no checkpoint here.*cropreg train"):
+    with pytest.raises(InputError, match=r"no checkpoint here.*cropreg train"):
         checkpoint.load(str(tmp_path / "nowhere"))
     text = json.loads((saved / "checkpoint.json").read_text())
     (saved / "checkpoint.json").write_text(json.dumps({**text, "schema_version": 99}))

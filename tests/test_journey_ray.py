@@ -121,9 +121,16 @@ def test_match_again_computes_only_what_is_new(boxes: Path, folder: Path, tmp_pa
     summary = run()
     assert summary["computed"] == 2 and summary["counts"]["found"] == 30 and summary["counts"]["no_match"] == 2
     assert {p: p.stat().st_mtime_ns for p in before} == before, "nothing is rewritten"
+    (tmp_path / "originals" / "lonely.jpg").unlink()
+    (tmp_path / "crops" / "new.png").rename(tmp_path / "crops" / "newer.png")
+    summary = run()  # the old pair is gone; two files without counterpart are new
+    assert summary["computed"] == 2 and summary["counts"] == {"found": 29, "no_match": 2, "unreadable": 1, "unpaired": 2}
+    (tmp_path / "crops" / "newer.png").rename(tmp_path / "crops" / "new.png")
+    summary = run()  # back again
+    assert summary["computed"] == 0 and summary["counts"] == {"found": 30, "no_match": 2, "unreadable": 1}
     with pytest.raises(OutputError, match="built with other settings"):
         run(split="100/0/0/0")
-    assert run(split="100/0/0/0", overwrite=True)["computed"] == 34
+    assert run(split="100/0/0/0", overwrite=True)["computed"] == 33
 
 
 def test_python_api_makes_the_same_dataset(folder: Path, boxes: Path, tmp_path: Path) -> None:
@@ -192,7 +199,7 @@ def test_predict_crops_a_tree_and_goes_on_where_it_stopped(trained: Path, folder
     for name in ("0.jpg", "1.jpg"):
         row = rows[name]
         box = Box(*(row[k] for k in ("x1", "y1", "x2", "y2")))
-        assert box.is_whole and 0 <= box.x1 and box.x2 <= row["width"]
+        assert box.is_whole and box.x1 >= 0 and box.x2 <= row["width"]
         assert Path(row["crop_uri"]) == out / ("deep" if name == "1.jpg" else "") / name
         with Image.open(row["crop_uri"]) as crop:
             assert crop.size == box.size_wh

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import framed_print, textured
 from PIL import Image
 
-from conftest import framed_print, textured
 from cropreg import calibration
 from cropreg.boxes import Box
 from cropreg.checkpoint import CheckpointInfo

@@ -85,7 +85,7 @@ def register_windows(
         ]
         if not pairs:
             continue
-        fit = coarse_to_fine(pairs, place, "shift", iterations=iterations)
+        fit = coarse_to_fine(lambda level, pairs=pairs: pairs[-1 - level], len(pairs), place, "shift", iterations=iterations)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
         near = np.abs(shift).max() <= 2 * reach_px

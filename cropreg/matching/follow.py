@@ -84,30 +84,36 @@ def follow(
     Each starts at about the resolution it was found at, where a step is cheap, and is dropped as soon as the pictures do not look alike.
     """
     best: Found | None = None
+    seen: list[Affine] = []
     for candidate in candidates:
         scale = 1.0 if model == "shift" else places.scale(candidate.place)
         step = max(original.search_plane.step, crop.search_plane.step / scale)
         levels = max(1, math.ceil(math.log2(max(1.0, candidate.step / step)) - 0.2) + (model != "shift"))
-        pairs = [paired(original, crop, step * 2.0**level, scale, s) for level in range(levels - 1, -1, -1)]
-        fit = coarse_to_fine(pairs, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
-        if fit.ncc < s.least_ncc:
+        fit = coarse_to_fine(
+            lambda level, step=step, scale=scale: paired(original, crop, step * 2.0**level, scale, s),
+            levels, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc,
+        )  # fmt: skip
+        if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
             continue
-        found = Found(fit, compare(pairs[-1], fit.place, s), method, pairs[-1])
+        seen.append(fit.place)
+        pair = paired(original, crop, step, scale, s)
+        found: Found | None = Found(fit, compare(pair, fit.place, s), method, pair)
+        assert found is not None
         small = max(found.pair.crop.size_wh) < s.small_px and step > 1.5
         if small and min(found.evidence.median, found.evidence.band) > s.closer_ncc:
             found = closer(original, crop, found, s)
         best = better(best, found)
-        if convinces(found, s):
+        if found is not None and convinces(found, s):
             break
     return best
 
 
 def closer(
     original: Picture, crop: Picture, found: Found, s: MatcherSettings, models: tuple[str, ...] = ("shift", "similarity")
-) -> Found:
+) -> Found | None:
     """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
 
-    The first model stands unless a later one fits clearly better.  Cost: the full decode of both pictures.
+    The first model stands unless a later one fits clearly better; None if the pictures do not look alike any more.  Cost: the full decode of both pictures.
     """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
@@ -115,17 +121,24 @@ def closer(
     levels = max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted))))
     part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
     whole = Plane(crop.full())
-    steps = [wanted * 2.0**level for level in range(levels - 1, -1, -1)]
-    pairs = [
-        Pair(part.resampled(t).smoothed(s.smooth_px), whole.resampled(t * scale).smoothed(s.smooth_px), s.band_px) for t in steps
-    ]
+    pairs: dict[int, Pair] = {}
+
+    def pair_at(level: int) -> Pair:
+        if level not in pairs:
+            step = wanted * 2.0**level
+            planes = part.resampled(step).smoothed(s.smooth_px), whole.resampled(step * scale).smoothed(s.smooth_px)
+            pairs[level] = Pair(*planes, s.band_px)
+        return pairs[level]
+
     best: Fit | None = None
     for model in models:
-        fit = coarse_to_fine(pairs, found.place, model, iterations=s.iterations)
+        fit = coarse_to_fine(pair_at, levels, found.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
         if best is None or fit.ncc > best.ncc + 0.003:
             best = fit
+        if fit.ncc < s.least_ncc:
+            return None
     assert best is not None
-    return Found(best, compare(pairs[-1], best.place, s), found.method, pairs[-1])
+    return Found(best, compare(pair_at(0), best.place, s), found.method, pair_at(0))
 
 
 def around(original: Plane, place: Affine, crop_wh: tuple[int, int], margin_px: float) -> Plane:

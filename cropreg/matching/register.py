@@ -7,6 +7,7 @@ The predicted error is that of least squares: covariance = mean squared residual
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -18,6 +19,9 @@ from cropreg.matching.plane import Pair
 
 MODELS = {"shift": 2, "scale": 3, "similarity": 4, "free": 5}
 """Number of parameters: a shift, with one scale, with an angle too, with two scales and an angle."""
+
+
+COARSE_ITERATIONS = 8  # a coarse level only has to come within a pixel of the next
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,18 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
     return Fit(pair.place(matrix), ncc, squared * target.size / energy, sigma, step_px < 0.1)
 
 
-def coarse_to_fine(pairs: list[Pair], place: Affine, model: str, *, iterations: int, least_ncc: float = 0.02) -> Fit:
-    """Registers on ever finer pairs, coarsest first; gives up early, at the coarsest where even that does not look alike."""
+def coarse_to_fine(
+    pair_at: Callable[[int], Pair], levels: int, place: Affine, model: str, *, iterations: int, least_ncc: float = 0.02
+) -> Fit:
+    """Registers on ever finer pairs, ``pair_at(levels - 1)`` to ``pair_at(0)``; stops at the first where the pictures do not look alike.
+
+    Only the finest is fitted robustly and to the end.  Pairs are made when they are needed, since most candidates fall early.
+    """
     fit = Fit(place, 0.0, np.inf, np.inf, False)
-    for level, pair in enumerate(pairs):
-        last = level == len(pairs) - 1
-        next_fit = register(pair, fit.place, model, iterations=iterations, robust=last, tolerance_px=0.01 if last else 0.1)
+    for level in range(levels - 1, -1, -1):
+        last = level == 0
+        steps = iterations if last else min(iterations, COARSE_ITERATIONS)
+        next_fit = register(pair_at(level), fit.place, model, iterations=steps, robust=last, tolerance_px=0.01 if last else 0.1)
         if next_fit.ncc <= least_ncc:
             return replace(fit, ncc=next_fit.ncc, converged=False)
         fit = next_fit

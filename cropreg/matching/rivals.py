@@ -93,7 +93,7 @@ def _registered(
     pairs = [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors if min(crop.size_wh) >= 12 * i] + [found.pair]
     for _, move_x, move_y in starts:
         start = compose(places.shifted(move_x * original.step_xy[0], move_y * original.step_xy[1]), found.place)
-        fit = coarse_to_fine(pairs, start, "shift", iterations=8, least_ncc=s.fair_band / 2)
+        fit = coarse_to_fine(lambda level: pairs[-1 - level], len(pairs), start, "shift", iterations=8, least_ncc=s.least_ncc)
         if not fit.converged:
             continue
         known = [found, *result]

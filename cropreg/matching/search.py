@@ -36,7 +36,7 @@ def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]
 
 
 def peaks(scores: NDArray[np.float32], count: int, apart_px: int) -> list[tuple[float, float, float]]:
-    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, refined by a parabola to parts of a pixel."""
+    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, to parts of a pixel."""
     if min(scores.shape) >= 3:
         highest = cv2.dilate(scores, np.ones((3, 3), np.uint8))
         left = np.where(scores >= highest, scores, np.float32(-1))
@@ -89,12 +89,13 @@ def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[C
 def distinct(candidates: list[Candidate], apart_px: float) -> list[Candidate]:
     """Leaves out candidates whose shift and scale repeat an earlier one's."""
     kept: list[Candidate] = []
+    known: list[list[float]] = []
     for candidate in candidates:
-        for other in kept:
-            near = np.abs(candidate.place[:, 2] - other.place[:, 2]).max() < apart_px
-            if near and np.abs(candidate.place[:, :2] - other.place[:, :2]).max() < 0.03:
-                break
-        else:
+        a, _, x, _, d, y = candidate.place.ravel().tolist()
+        if not any(
+            abs(x - k[0]) < apart_px and abs(y - k[1]) < apart_px and abs(a - k[2]) < 0.03 and abs(d - k[3]) < 0.03 for k in known
+        ):
+            known.append([x, y, a, d])
             kept.append(candidate)
     return kept
 
@@ -107,12 +108,16 @@ def over_scales(
     Cost: one correlation of small pictures a scale.
     """
     found: list[Candidate] = []
+    pyramid = [original]
+    while min(pyramid[-1].size_wh) >= 32:
+        pyramid.append(pyramid[-1].reduced(2))
     steps = max(1, math.ceil(math.log(highest / lowest) / math.log(ratio)))
     for i in range(steps + 1):
         scale = lowest * (highest / lowest) ** (i / steps)
         # full-size original pixels per pixel of the template, so that its long side is template_px
         step = max(max(n * s for n, s in zip(crop.size_wh, crop.step_xy, strict=True)) / scale / template_px, original.step)
-        template, whole = crop.resampled(step * scale), original.resampled(step)
+        nearest = max((p for p in pyramid if p.step <= step * 1.001), key=lambda p: p.step)
+        template, whole = crop.resampled(step * scale), nearest.resampled(step)
         if crop.step > step * scale * 1.02:  # the crop is the coarser one
             continue
         if min(template.size_wh) < 6 or template.size_wh[0] > whole.size_wh[0] or template.size_wh[1] > whole.size_wh[1]:

@@ -39,7 +39,7 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     found, kept = _kept_or_free(original, crop, found, s)
     calm = _is_calm(found, s)
     if not kept and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
-        found = closer(original, crop, found, s, ("free",))
+        found = closer(original, crop, found, s, ("free",)) or found
         calm = _is_calm(found, s)
     if calm and (not kept or _is_exact(found, kept, s)):
         return Settled(found, found.place, kept, found.fit.sigma_px)

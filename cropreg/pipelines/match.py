@@ -99,10 +99,12 @@ def run(
             f"no crop has an original: {len(found)} pictures and not one pair. "
             f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by and --pairs."
         )
-    if todo or existing is None:
+    kept = existing if not settings.overwrite else None
+    removed = sorted(_all_ids(kept) - {pair.pair_id for pair in found}) if kept else []
+    if todo or existing is None or removed != existing.manifest.get("removed", []):
         storage.make_folder(out)
-        written = _build(parts, out, config, how, shares, settings, address)
-        _commit(out, written, existing, config, settings.overwrite)
+        written = _build(parts, out, config, how, shares, settings, address) if parts else []
+        _commit(out, written, existing, config, settings.overwrite, removed)
     return {**summary, **_report(BoxDataset.open(out), settings)}
 
 
@@ -143,7 +145,8 @@ def _todo(found: Sequence[Pair], existing: BoxDataset | None, overwrite: bool) -
     """The pairs that are new or whose files changed since they were matched."""
     if existing is None or overwrite:
         return list(found)
-    known = existing.pairs(["pair_id", "stamp"])
+    everything = BoxDataset(existing.uri, existing.number, {**existing.manifest, "removed": []})
+    known = everything.pairs(["pair_id", "stamp"])
     stamps = dict(zip(known["pair_id"].to_pylist(), known["stamp"].to_pylist(), strict=True))
     return [pair for pair in found if stamps.get(pair.pair_id) != pair.stamp]
 
@@ -217,14 +220,25 @@ def _build_part(row: dict[str, Any], out: str, how: Labelling, shares: tuple[flo
     return {"name": row["name"], "parts": json.dumps([asdict(p) for p in parts]), "counts": json.dumps(Counter(verdicts))}
 
 
-def _commit(out: str, written: list[Part], existing: BoxDataset | None, config: dict[str, Any], overwrite: bool) -> None:
-    """Makes the written parts, behind those there are, the dataset."""
+def _all_ids(dataset: BoxDataset) -> set[str]:
+    """The ids of all pairs in the dataset's parts, those whose files are gone too."""
+    everything = BoxDataset(dataset.uri, dataset.number, {**dataset.manifest, "removed": []})
+    return set(everything.pairs(["pair_id"])["pair_id"].to_pylist())
+
+
+def _commit(
+    out: str, written: list[Part], existing: BoxDataset | None, config: dict[str, Any], overwrite: bool, removed: list[str]
+) -> None:
+    """Makes the written parts, behind those there are, the dataset; pairs in ``removed`` have no files any more and no longer count."""
     kept = existing.parts("pairs") + existing.parts("proxies") if existing and not overwrite else []
     listed = [*kept, *(part for part in written if part not in kept)]
     parent = existing.number if existing else 0
-    verdicts = BoxDataset(out, 0, {"parts": [asdict(p) for p in listed]}).pairs(["verdict"])["verdict"].to_pylist()
+    if removed:
+        log.info("removed=%d pairs whose files are no longer in the input", len(removed))
+    coming = BoxDataset(out, 0, {"parts": [asdict(p) for p in listed], "removed": removed})
+    verdicts = coming.pairs(["verdict"])["verdict"].to_pylist()
     counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-    number = commit_manifest(out, listed, config=config, counts=counts, parent=parent, version=cropreg.__version__)
+    number = commit_manifest(out, listed, config=config, counts=counts, parent=parent, version=cropreg.__version__, removed=removed)
     if number is None:
         raise OutputError(
             f"{out}: another run has just finished this dataset. Run the same command again: it computes what is missing."
