@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from cropreg.matching.find import Picture, find_in
 from cropreg.matching.match import Match
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pairs import Pair
-from cropreg.schema import UNPAIRED, UNREADABLE
+from cropreg.schema import CRASHED, UNPAIRED, UNREADABLE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ def _label_original(uri: str, members: Sequence[Pair], how: Labelling, proxies: 
             match = find_in(original, Picture(crop_data, pair.crop_uri, max_pixels=how.max_pixels), how.matcher)
         except UnreadableImage as error:
             match = Match(UNREADABLE, str(error))
+        except Exception as error:  # a fault of ours on one pair among a million must not cost the others
+            log.exception("pair=%s", pair.pair_id)
+            match = Match(
+                CRASHED, f"{pair.crop_uri}: the matcher itself failed on this pair ({type(error).__name__}: {error}). Report it."
+            )
         rows.append(_row(pair, original_id, crop_id, match, (time.process_time() - began_s) * 1000))
         began_s = time.process_time()
     if isinstance(original, Picture) and original_id not in proxies and any(r["verdict"] != UNREADABLE for r in rows):

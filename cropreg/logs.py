@@ -12,9 +12,19 @@ from typing import Any, TextIO
 EVERY_S = 10.0
 
 
+class _Plain(logging.Formatter):
+    """Facts as they are; everything else with its level and where it comes from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()} {record.name}: {text}"
+
+
 def set_up(verbosity: int) -> None:
     """Sends log lines to standard error: warnings (-1), facts (0), or everything of cropreg (1)."""
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("cropreg").setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
 
 
@@ -69,6 +79,18 @@ class Progress:
         elif not self._silent and self._clock() - self._told >= EVERY_S:
             self._told = self._clock()
             print(self.line(), file=self._stream, flush=True)
+
+    def reach(self, done: int) -> None:
+        """Tells that ``done`` steps are done in all."""
+        self.advance(done - self._done)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif not self._silent:
+            self._told = self._clock()
+            print(text, file=self._stream, flush=True)
 
     def line(self) -> str:
         """The line as it stands: ``match 1,200/5,000 24% 85.0 pairs/s eta 45s found 1,180``."""

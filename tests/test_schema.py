@@ -66,6 +66,17 @@ def test_manifests_are_numbered_and_the_highest_is_the_dataset(uri):
     assert dataset.pairs(["pair_id"]).to_pylist() == [{"pair_id": "a"}, {"pair_id": "b"}]
 
 
+def test_pairs_whose_files_are_gone_no_longer_count(uri):
+    part = put(uri, "1", [row("a"), row("b"), row("c")])
+    assert commit_manifest(uri, [part], parent=0, removed=["b"], **FACTS) == 1
+    dataset = BoxDataset.open(uri)
+    assert dataset.pairs(["pair_id"])["pair_id"].to_pylist() == ["a", "c"]
+    assert commit_manifest(uri, [part], parent=1, **FACTS) == 2
+    back = BoxDataset.open(uri)
+    assert back.pairs(["pair_id"]).num_rows == 3
+    assert back.fingerprint != dataset.fingerprint
+
+
 def test_highest_manifest_is_found_when_numbers_grow_longer(uri):
     for number in (9, 10, 999_999, 1_000_000):
         storage.write_whole(storage.join(uri, schema.manifest_file(number)), b"{}")
@@ -108,7 +119,7 @@ def test_manifest_says_who_wrote_what_and_how(uri):
     commit(uri, part)
     manifest = json.loads(storage.read_bytes(f"{uri}/manifests/000001.json"))
     assert set(manifest) == {
-        *("schema_version", "cropreg_version", "created_at", "config", "fingerprint", "counts", "parent", "parts"),
+        *("schema_version", "cropreg_version", "created_at", "config", "fingerprint", "counts", "parent", "parts", "removed"),
     }
     assert manifest["parent"] is None
     assert manifest["fingerprint"] == fingerprint(FACTS["config"])

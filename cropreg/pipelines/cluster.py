@@ -62,6 +62,11 @@ def faults_named() -> Iterator[None]:
         raise ClusterError(f"Ray: {error}. What was finished is kept; run the same command again.") from error
 
 
+def may_grow(address: str | None) -> bool:
+    """Whether more machines may come: true of a cluster that was named, here or by the job; not of a Ray started on this machine."""
+    return address not in (None, "local") or "RAY_ADDRESS" in os.environ
+
+
 def total(resource: str) -> float:
     """How much of a resource (``CPU``, ``GPU``) the cluster has now."""
     resources: dict[str, Any] = ray.cluster_resources()

@@ -76,7 +76,7 @@ def _predict(run_uri: str, dataset: BoxDataset, rows: int, settings: EvaluateSet
     """The model's boxes for all rows, in their order, computed over the cluster."""
     cluster.connect(address)
     size = settings.batch_size
-    blocks = max(1, min(-(-rows // size), int(4 * cluster.total("CPU"))))
+    blocks = max(1, min(-(-rows // size), max(32, int(4 * cluster.total("CPU")))))
     data = ray.data.range(rows, override_num_blocks=blocks)
     same: dict[str, Any] = {"run_uri": run_uri, "dataset": dataset, "split": settings.split, "read_from": settings.from_}
     data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same)

@@ -15,7 +15,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -29,7 +29,7 @@ from cropreg import calibration, checkpoint, report, storage
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import MEAN, STD, CropDataset, read_labels
 from cropreg.errors import ClusterError, CropregError, InputError, ModelError, OutputError, UsageError
-from cropreg.logs import EVERY_S
+from cropreg.logs import EVERY_S, Progress
 from cropreg.metrics import fit_baselines
 from cropreg.model import Architecture, CropRegressor, load_backbone
 from cropreg.pipelines import cluster
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _COLLECTIVE_TIMEOUT_S = 300  # workers that wait longer than this for each other have lost one
 _POLL_S = 1.0
+_PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 
 
 def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -66,11 +67,13 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     if _take_folder(out, dataset, settings):
         log.info("run=%s finished before; nothing to do", out)
         return {**summary, **_summary_of(out, settings)}
-    if settings.num_workers == 0:
-        on_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
-        error = _learn(dataset, out, settings, torch.device("cuda" if on_gpu else "cpu"))
-    else:
-        error = _fit_on_cluster(dataset, out, settings, address)
+    steps = settings.max_epochs * math.ceil(counts["train"] / settings.batch_size)
+    with Progress("train", steps, "steps") as progress:
+        if settings.num_workers == 0:
+            on_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
+            error = _learn(dataset, out, settings, torch.device("cuda" if on_gpu else "cpu"), progress)
+        else:
+            error = _fit_on_cluster(dataset, out, settings, address, progress)
     if error:
         raise ModelError(error)
     rows = read_metrics(out)
@@ -146,7 +149,7 @@ def _summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
     return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
 
 
-def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None) -> str | None:
+def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress) -> str | None:
     """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is; returns the error it ended with, if any."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -156,6 +159,11 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
     use_gpu = gpus >= settings.num_workers if settings.use_gpu is None else settings.use_gpu
     cpus_each = settings.cpus_per_worker or max(1.0, cpus // settings.num_workers if not use_gpu else 1.0)
     if (use_gpu and gpus < settings.num_workers) or cpus < cpus_each * settings.num_workers:
+        if not cluster.may_grow(address):
+            raise ClusterError(
+                f"{settings.num_workers} workers of {cpus_each:g} CPUs{' and a GPU' if use_gpu else ''} each do not fit: this machine has "
+                f"{cpus:g} CPUs and {gpus:g} GPUs. Use fewer --num-workers, or a smaller --cpus-per-worker."
+            )
         log.warning(
             "wanted workers=%d gpus=%d cpus_each=%g, the cluster has gpus=%g cpus=%g now: waiting for it to grow",
             settings.num_workers, settings.num_workers * use_gpu, cpus_each, gpus, cpus,
@@ -182,13 +190,13 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
     # Beside, so that this thread can tell how far the run is and be interrupted.
     thread = threading.Thread(target=fit_trainer, daemon=True)
     thread.start()
-    teller = _Teller(out, settings)
+    teller = _Teller(out, settings, progress)
     while thread.is_alive():
         thread.join(_POLL_S)
         teller.tell()
     teller.tell()
     storage.remove(storage.join(out, "ray"))  # Ray's own notes on the run; its checkpoints are not there
-    storage.remove(storage.join(out, "progress.json"))
+    storage.remove(storage.join(out, _PROGRESS))
     if "error" in outcome:
         raise ClusterError(
             f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
@@ -198,33 +206,29 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
 
 
 class _Teller:
-    """Follows a run folder and tells each finished epoch, and the steps of a long one about every ten seconds."""
+    """Follows a run folder and tells each finished epoch and how far the current one is."""
 
-    def __init__(self, out: str, settings: TrainSettings) -> None:
-        self._out, self._settings, self._told = out, settings, len(read_metrics(out))
-        self._last_s = time.monotonic()
+    def __init__(self, out: str, settings: TrainSettings, progress: Progress) -> None:
+        self._out, self._settings, self._progress, self._told = out, settings, progress, len(read_metrics(out))
 
     def tell(self) -> None:
         rows = read_metrics(self._out)
         for row in rows[self._told :]:
-            tell_epoch(row, self._settings.max_epochs)
-            self._last_s = time.monotonic()
+            self._progress.note(epoch_line(row, self._settings.max_epochs))
         self._told = len(rows)
-        if time.monotonic() - self._last_s >= EVERY_S:
-            self._last_s = time.monotonic()
-            name = storage.join(self._out, "progress.json")
-            if storage.exists(name):
-                at = json.loads(storage.read_bytes(name))
-                log.info("train epoch %d/%d step %d/%d", at["epoch"] + 1, self._settings.max_epochs, at["step"], at["steps"])
+        name = storage.join(self._out, _PROGRESS)
+        if storage.exists(name):
+            at = json.loads(storage.read_bytes(name))
+            self._progress.reach(at["epoch"] * at["steps"] + at["step"])
 
 
-def tell_epoch(row: dict[str, Any], max_epochs: int) -> None:
+def epoch_line(row: Mapping[str, Any], max_epochs: int) -> str:
     """One line about a finished epoch."""
-    log.info(
-        "train epoch %d/%d loss %.4f val %.4f iou %.3f bde %.4f lr %.1e %.1f images/s%s",
-        row["epoch"] + 1, max_epochs, row["train_loss"], row["val_loss"], row["val_iou"], row["val_bde"], row["learning_rate"],
-        row["images_per_s"], " best" if row["is_best"] else "",
-    )  # fmt: skip
+    return (
+        f"train epoch {row['epoch'] + 1:.0f}/{max_epochs} loss {row['train_loss']:.4f} val {row['val_loss']:.4f} "
+        f"iou {row['val_iou']:.3f} bde {row['val_bde']:.4f} lr {row['learning_rate']:.1e} {row['images_per_s']:.1f} images/s"
+        + (" best" if row["is_best"] else "")
+    )
 
 
 def _worker(config: dict[str, Any]) -> str | None:
@@ -237,8 +241,13 @@ def _worker(config: dict[str, Any]) -> str | None:
         return str(error)
 
 
-def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device) -> str | None:
-    """The whole of learning in one process of one or several; returns the message of a divergence."""
+def _learn(
+    dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None = None
+) -> str | None:
+    """The whole of learning in one process of one or several; returns the message of a divergence.
+
+    ``progress`` is told directly when this is the user's own process; others leave word in the run folder.
+    """
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = _Loaders(dataset, settings, device, rank, world)
@@ -268,7 +277,7 @@ def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch
         epoch=-1,
         metrics={},
     )
-    recorder = _Recorder(out, settings, learner, info, speaks=world == 1 and settings.num_workers == 0) if rank == 0 else None
+    recorder = _Recorder(out, settings, learner, info, progress) if rank == 0 else None
     try:
         fit(learner, batches, settings, recorder.on_epoch if recorder else _silent, recorder.on_step if recorder else _silent)
     except ModelError as error:
@@ -328,8 +337,10 @@ class _Loaders:
 class _Recorder:
     """What the first process keeps of every epoch: figures, the best checkpoint and the last."""
 
-    def __init__(self, out: str, settings: TrainSettings, learner: Learner, info: CheckpointInfo, *, speaks: bool) -> None:
-        self._out, self._settings, self._learner, self._info, self._speaks = out, settings, learner, info, speaks
+    def __init__(
+        self, out: str, settings: TrainSettings, learner: Learner, info: CheckpointInfo, progress: Progress | None
+    ) -> None:
+        self._out, self._settings, self._learner, self._info, self._progress = out, settings, learner, info, progress
         # Epochs after the last checkpoint were lost with their worker and will come again.
         self._rows: list[dict[str, Any]] = [dict(row) for row in read_metrics(out) if row["epoch"] < learner.progression.epoch]
         self._told_s = time.monotonic()
@@ -350,14 +361,16 @@ class _Recorder:
         whole = {field.name for field in fields(EpochResult) if field.type in ("int", "bool")}
         rows = ({key: int(v) if key in whole else float(f"{v:.6g}") for key, v in item.items()} for item in self._rows)
         storage.write_whole(storage.join(self._out, "metrics.csv"), csv_bytes(rows, list(row)))
-        if self._speaks:
-            tell_epoch(row, self._settings.max_epochs)
+        if self._progress is not None:
+            self._progress.note(epoch_line(row, self._settings.max_epochs))
 
     def on_step(self, epoch: int, step: int, steps: int) -> None:
-        if time.monotonic() - self._told_s >= EVERY_S and not self._speaks:
+        if self._progress is not None:
+            self._progress.reach(epoch * steps + step)
+        elif time.monotonic() - self._told_s >= (EVERY_S if storage.is_remote(self._out) else _POLL_S):
             self._told_s = time.monotonic()
             at = json.dumps({"epoch": epoch, "step": step, "steps": steps})
-            storage.write_whole(storage.join(self._out, "progress.json"), at.encode())
+            storage.write_whole(storage.join(self._out, _PROGRESS), at.encode())
 
 
 def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device) -> None:
