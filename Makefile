@@ -43,8 +43,8 @@ test-fast: $(VENV)/.tools ## Runs the tests that need neither Ray nor a browser.
 test-ray: $(VENV)/.tools ## Runs the tests that start Ray.
 	$(BIN)/pytest -q -m "(ray or browser) and not slow" $(ARGS)
 
-test-matching: $(VENV)/.tools ## Runs the matcher's tests.
-	$(BIN)/pytest -q -n 2 -m "not ray and not slow" -k "match or pair or place" $(ARGS)
+test-matching: $(VENV)/.tools ## Runs the tests of the matcher, the slow ones too.
+	$(BIN)/pytest -q -n 2 tests/matching $(ARGS)
 
 check: $(VENV)/.tools ## Checks style, types and that imports point down.
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ regression turns it into the probability that the crop is good (IoU of at least 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +67,32 @@ def confidence(spread: NDArray[np.float64], how: Calibration | None) -> NDArray[
 def _good_by_spread(spread: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Isotonic regression, falling with the spread, by pooling adjacent violators; each pool shrunk towards one half.
 
+    Shrinking pulls small pools most, so pools are joined once more where the shrunk values rise: a few good pictures with the smallest
+    spread must not hold down all behind them.
+
     Source: Ayer et al. 1955; Laplace's rule of succession for the shrinking.
     """
     order = np.argsort(spread, kind="stable")
-    pools: list[tuple[float, int, float]] = []  # good, rows, sum of spreads
-    for at, ok in zip(spread[order], good[order], strict=True):
-        pools.append((float(ok), 1, float(at)))
-        while len(pools) > 1 and pools[-2][0] / pools[-2][1] <= pools[-1][0] / pools[-1][1]:
-            last, before = pools.pop(), pools.pop()
-            pools.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
-    values = np.minimum.accumulate([(right + 1) / (rows + 2) for right, rows, _ in pools])
-    return tuple(total / rows for _, rows, total in pools), tuple(float(v) for v in values)
+    rows = [_Pool(int(ok), 1, float(at)) for at, ok in zip(spread[order], good[order], strict=True)]
+    pools = _pooled(_pooled(rows, lambda pool: pool.good / pool.rows), _Pool.shrunk)
+    return tuple(pool.spreads / pool.rows for pool in pools), tuple(map(_Pool.shrunk, pools))
+
+
+class _Pool(NamedTuple):
+    good: int
+    rows: int
+    spreads: float  # their sum
+
+    def shrunk(self) -> float:
+        return (self.good + 1) / (self.rows + 2)
+
+
+def _pooled(pools: Iterable[_Pool], value: Callable[[_Pool], float]) -> list[_Pool]:
+    """Joins neighbours until ``value`` falls from each to the next."""
+    joined: list[_Pool] = []
+    for pool in pools:
+        joined.append(pool)
+        while len(joined) > 1 and value(joined[-2]) <= value(joined[-1]):
+            last, before = joined.pop(), joined.pop()
+            joined.append(_Pool(before.good + last.good, before.rows + last.rows, before.spreads + last.spreads))
+    return joined

@@ -2,6 +2,9 @@
 
 ``model.safetensors`` and ``checkpoint.json`` need no unpickling.  ``state.pt`` (only for resuming, only in ``last``) is read with
 ``weights_only``.  Every file is checked against its checksum in ``checkpoint.json``, which is written last.
+
+A save that is cut short at any point leaves the checkpoint before it, under its own name or a hidden one beside it: on a disk the new
+folder takes the old one's place by renaming; on an object store the old files are copied aside until the new ones are whole.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import uuid
+import pickle
 from typing import Any
 
 import safetensors.torch
@@ -44,6 +47,7 @@ class CheckpointInfo(Settings):
     architecture: Architecture
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    seen_px: int = 512  # long side of the pictures it learned from; it is shown others in the same size
     prior_margins: tuple[float, float, float, float]
     baselines: dict[str, tuple[float, float, float, float]]
     epoch: int
@@ -53,7 +57,7 @@ class CheckpointInfo(Settings):
 
 
 def save(uri: str, model: CropRegressor, info: CheckpointInfo, state: dict[str, Any] | None = None) -> None:
-    """Writes a checkpoint folder in place of the one that is there; on a local disk the old one stays until the new one is whole.
+    """Writes a checkpoint folder in place of the one that is there, which stays until the new one is whole.
 
     Raises:
         OutputError: the place cannot be written.
@@ -65,17 +69,31 @@ def save(uri: str, model: CropRegressor, info: CheckpointInfo, state: dict[str, 
         torch.save(state, buffer)
         files[_STATE] = buffer.getvalue()
     info = info.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}})
-    folder = uri if storage.is_remote(uri) else _beside(uri, f"new-{uuid.uuid4().hex}")
+    files[_INFO] = info.model_dump_json(indent=1).encode()
+    if storage.is_remote(uri):
+        _put_aside(uri)
+        _write(uri, files)
+        _drop(_beside(uri, "old"))
+        return
+    new = _beside(uri, "new")
+    storage.remove(new)  # left by a save that was killed
     try:
-        for name, data in files.items():
-            storage.write_whole(storage.join(folder, name), data)
-        storage.write_whole(storage.join(folder, _INFO), info.model_dump_json(indent=1).encode())
+        _write(new, files)
     except BaseException:
-        if folder != uri:
-            storage.remove(folder)
+        storage.remove(new)
         raise
-    if folder != uri:
-        _take_place(folder, uri)
+    _take_place(new, uri)
+
+
+def best_of(run: str) -> str:
+    """The folder of a run's best checkpoint; ``run`` itself if that is a checkpoint."""
+    best = storage.join(run, "checkpoints/best")
+    return best if is_there(best) else run
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is a whole checkpoint to be read at ``uri``."""
+    return storage.exists(storage.join(_standing(uri), _INFO))
 
 
 def load(uri: str) -> tuple[CropRegressor, CheckpointInfo]:
@@ -104,9 +122,7 @@ def load(uri: str) -> tuple[CropRegressor, CheckpointInfo]:
 
 def load_info(uri: str) -> CheckpointInfo:
     """Reads ``checkpoint.json`` alone."""
-    if not storage.is_remote(uri):
-        _finish_swap(uri)
-    name = storage.join(uri, _INFO)
+    name = storage.join(_standing(uri), _INFO)
     try:
         data = storage.read_bytes(name)
     except FileNotFoundError as error:
@@ -128,13 +144,13 @@ def load_state(uri: str, info: CheckpointInfo) -> dict[str, Any]:
     """Reads what it takes to resume, as it was given to :func:`save`; tensors on the CPU."""
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(_read(uri, _STATE, info)), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError) as error:
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"{storage.join(uri, _STATE)}: cannot be read ({error}). Train again with --overwrite.") from error
     return state
 
 
 def _read(uri: str, name: str, info: CheckpointInfo) -> bytes:
-    file = storage.join(uri, name)
+    file = storage.join(_standing(uri), name)
     try:
         data = storage.read_bytes(file)
     except OSError as error:
@@ -149,8 +165,21 @@ def _beside(uri: str, suffix: str) -> str:
     return storage.join(folder, f".{name}-{suffix}")
 
 
+def _standing(uri: str) -> str:
+    """Where the newest whole checkpoint of that name lies: there, or, when a save was cut short, under the old one's hidden name."""
+    old = _beside(uri, "old")
+    if storage.is_remote(uri):
+        return old if storage.exists(storage.join(old, _INFO)) else uri
+    return old if not storage.exists(uri) and storage.exists(old) else uri
+
+
+def _write(folder: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():  # the description comes last
+        storage.write_whole(storage.join(folder, name), data)
+
+
 def _take_place(new: str, uri: str) -> None:
-    """Puts folder ``new`` where ``uri`` is; a crash in between leaves the old one under a hidden name, from which it is taken back."""
+    """Puts folder ``new`` where ``uri`` is, on a disk."""
     old, path = storage.local_path(_beside(uri, "old")), storage.local_path(uri)
     if os.path.exists(path):
         storage.remove(old)
@@ -159,7 +188,15 @@ def _take_place(new: str, uri: str) -> None:
     storage.remove(old)
 
 
-def _finish_swap(uri: str) -> None:
-    old = storage.local_path(_beside(uri, "old"))
-    if not os.path.exists(storage.local_path(uri)) and os.path.exists(old):
-        os.rename(old, storage.local_path(uri))
+def _put_aside(uri: str) -> None:
+    """Copies the checkpoint at ``uri`` aside, on an object store, unless a save that was cut short has left one there."""
+    if storage.exists(storage.join(uri, _INFO)) and _standing(uri) == uri:
+        old, names = _beside(uri, "old"), [entry.relative for entry in storage.list_files(uri)]
+        for name in sorted(names, key=lambda name: name == _INFO):  # the description last
+            storage.copy_file(storage.join(uri, name), storage.join(old, name))
+
+
+def _drop(folder: str) -> None:
+    """Removes a checkpoint on an object store, its description first, so that no half of it is taken for whole."""
+    storage.remove(storage.join(folder, _INFO))
+    storage.remove(folder)

@@ -47,7 +47,17 @@ _EPILOGUE = (
     "6 too much of the input is bad, 7 another run is writing, 8 diverged or invalid model, 130 interrupted."
 )
 
-app = App(name="cropreg", help=_HELP, help_epilogue=_EPILOGUE, version=__version__, help_format="plaintext")
+_SHORT = {"verbose": "-v", "quiet": "-q"}
+_OURS = ("result.json", "run.json", "manifests", "pairs", "predictions.parquet", ".parts")  # an output of ours has one of these
+
+app = App(
+    name="cropreg",
+    default_parameter=Parameter(short_alias=lambda field, taken: _SHORT.get(field.name, ())),
+    help=_HELP,
+    help_epilogue=_EPILOGUE,
+    version=__version__,
+    help_format="plaintext",
+)
 _Flat = Parameter(name="*")
 Door = Annotated[DoorSettings, _Flat]
 
@@ -90,6 +100,24 @@ def match(
         return pipeline.run(originals, crops, out=out, pairs=pairs, settings=settings, address=door.address, dry_run=door.dry_run)
 
     return _finish(work, door, out)
+
+
+@app.command
+def check(boxes: str, *, door: Door = DoorSettings()) -> int:  # noqa: B008
+    """Look at a box dataset before training: counts, reasons, histograms, the labels.
+
+    Parameters
+    ----------
+    boxes
+        Folder of the box dataset; the pictures to look at are written there.
+    """
+
+    def work() -> dict[str, Any]:
+        from cropreg.pipelines import check as pipeline
+
+        return pipeline.run(boxes, dry_run=door.dry_run)
+
+    return _finish(work, door, boxes)
 
 
 @app.command
@@ -188,6 +216,24 @@ def demo(*, out: str | None = None, door: Door = DoorSettings()) -> int:  # noqa
     return _finish(work, door, out)
 
 
+@app.command
+def doctor(uri: str | None = None, *, door: Door = DoorSettings()) -> int:  # noqa: B008
+    """Say what this installation has and lacks: versions, devices, codecs, Ray, a place to write.
+
+    Parameters
+    ----------
+    uri
+        Folder to try writing to.
+    """
+
+    def work() -> dict[str, Any]:
+        from cropreg.pipelines import doctor as pipeline
+
+        return pipeline.run(None if door.dry_run else uri)
+
+    return _finish(work, door, None)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs the verb in ``arguments`` (those of the process by default) and exits with its code."""
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
@@ -203,7 +249,9 @@ def run(arguments: Sequence[str]) -> int:
     except CropregError as error:
         return _tell(error)
     except _Stopped as stopped:
-        again = [*tokens, "--resume"] if tokens[0] == "train" and "--resume" not in tokens else tokens
+        again = list(tokens)
+        if tokens[0] == "train":  # --overwrite would throw away what was finished
+            again = [*(token for token in tokens if token not in ("--overwrite", "--resume")), "--resume"]
         print(f"\ncropreg: interrupted. What was finished is kept; go on with: cropreg {shlex.join(again)}", file=sys.stderr)
         return int(stopped.args[0])
     except CycloptsError as error:
@@ -233,9 +281,9 @@ def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | N
     try:
         summary = work()
         code = int(summary["code"])
-        if not door.dry_run:
+        if not door.dry_run and "out" in summary:
             _write_result(str(summary["out"]), summary)
-        print(json.dumps(summary) if door.json_ else _text(summary))
+        print(json.dumps(_figures(summary)) if door.json_ else _text(summary))
         if "message" in summary:
             print(f"cropreg: {summary['message']}", file=sys.stderr)
         return code
@@ -243,7 +291,7 @@ def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | N
         _write_failure(out, error.exit_code, str(error), unless=isinstance(error, OutputError | UsageError) or door.dry_run)
         return _tell(error)
     except (KeyboardInterrupt, _Interrupted, SystemExit) as error:
-        # Ray puts its own handler of SIGTERM over ours; it exits with the signal's number.
+        # SystemExit: a Ray that was there before us has put its own handler of SIGTERM over ours.
         code = 130 if isinstance(error, KeyboardInterrupt) else 143
         _write_failure(out, code, "interrupted", unless=door.dry_run)
         raise _Stopped(code) from error
@@ -261,17 +309,26 @@ def _tell(error: CropregError) -> int:
 
 
 def _write_failure(out: str | None, code: int, message: str, *, unless: bool) -> None:
-    """Leaves word of a failure beside an output that exists; one that is somebody else's is left alone."""
-    if not unless and out is not None and storage.exists(storage.absolute(out)):
-        try:
+    """Leaves word of a failure in an output that is ours or empty; a folder of other things is left alone."""
+    if unless or out is None:
+        return
+    try:
+        out = storage.absolute(out)
+        empty = not storage.is_remote(out) and storage.is_folder(out) and not any(storage.list_files(out))
+        if empty or any(storage.exists(storage.join(out, name)) for name in _OURS):
             _write_result(out, {"code": code, "message": message})
-        except OutputError:
-            log.debug("no result.json: %s cannot be written", out)
+    except CropregError as error:
+        log.debug("no result.json: %s", error)
 
 
 def _write_result(out: str, summary: dict[str, Any]) -> None:
-    result = {**summary, "cropreg_version": __version__}
+    result = {**_figures(summary), "cropreg_version": __version__}
     storage.write_whole(storage.join(storage.absolute(out), "result.json"), json.dumps(result, indent=1).encode())
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without what is written for a person."""
+    return {name: value for name, value in summary.items() if name != "text"}
 
 
 def _text(summary: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from cropreg import boxes, storage
 from cropreg.augment import into_window, reframed_window
 from cropreg.errors import InputError
-from cropreg.images import decode_color
+from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.schema import FOUND, BoxDataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
@@ -143,6 +143,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     ) -> None:
         self.labels = read_labels(dataset, split)
         self._side, self._augment, self._reframe, self._seed = side, augment, reframe, seed
+        self._max_pixels = int(
+            dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
+        )  # what matching took, training takes
         self._proxies = Proxies(dataset) if read_from == "proxies" else None
         self._positions = self._proxies.locate(self.labels.original_ids) if self._proxies else None
         if self._positions is not None and (self._positions < 0).any():
@@ -172,7 +175,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         if self._proxies is not None and self._positions is not None:
             return decode_color(self._proxies.jpeg(int(self._positions[index])), uri)
         try:
-            return decode_color(storage.read_bytes(uri), uri)
+            return decode_color(storage.read_bytes(uri), uri, max_pixels=self._max_pixels)
         except OSError as error:
             raise InputError(
                 f"{uri}: this original cannot be read any more ({error}). Restore it, or train from proxies."
@@ -183,12 +186,12 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         with torch.random.fork_rng(devices=[], enabled=self._augment):
             if self._augment:
                 words = hashlib.sha256(f"{self._seed}/{int(self._epoch)}/{index}".encode()).digest()
-                torch.manual_seed(int.from_bytes(words[:7], "big"))
+                torch.default_generator.manual_seed(int.from_bytes(words[:7], "big"))  # torch.manual_seed would seed the GPU's too
                 window = reframed_window(box, self._reframe, np.random.default_rng(list(words[7:15])))
                 pixels, window = cut_window(pixels, window)
                 box = into_window(box, window)
             height, width = pixels.shape[:2]
-            image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+            image = tv_tensors.Image(_tensor(pixels))
             box_px = torch.from_numpy(boxes.denormalise(box, (width, height)).astype(np.float32))[None]
             framed = tv_tensors.BoundingBoxes(box_px, format="XYXY", canvas_size=(height, width))
             image, framed = self._transform(image, framed)
@@ -205,8 +208,13 @@ def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> t
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:
     """A picture (H, W, 3) as the model sees it: float32 (3, side, side), squashed, normalised; what the dataset does unaugmented."""
-    small = v2.functional.resize(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), [side, side], antialias=True)
+    small = v2.functional.resize(_tensor(pixels), [side, side], antialias=True)
     return v2.functional.normalize(small.float() / 255, list(MEAN), list(STD))
+
+
+def _tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """A picture (H, W, 3) as a tensor (3, H, W); Pillow's are read-only, which PyTorch warns of."""
+    return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)
 
 
 cv2.setNumThreads(1)  # processes that load in parallel must not each start a thread per core

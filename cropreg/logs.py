@@ -45,7 +45,7 @@ class Progress:
         self._verb, self._total, self._unit = verb, total, unit
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._done = 0
+        self._done, self._told_done = 0, -1
         self._counts: dict[str, int] = {}
         self._bar: Any = None
         self._silent = not logging.getLogger("cropreg").isEnabledFor(logging.INFO)
@@ -77,8 +77,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=self._tail())
         elif not self._silent and self._clock() - self._told >= EVERY_S:
-            self._told = self._clock()
-            print(self.line(), file=self._stream, flush=True)
+            self._print_line()
 
     def reach(self, done: int) -> None:
         """Tells that ``done`` steps are done in all."""
@@ -91,6 +90,10 @@ class Progress:
         elif not self._silent:
             self._told = self._clock()
             print(text, file=self._stream, flush=True)
+
+    def _print_line(self) -> None:
+        self._told, self._told_done = self._clock(), self._done
+        print(self.line(), file=self._stream, flush=True)
 
     def line(self) -> str:
         """The line as it stands: ``match 1,200/5,000 24% 85.0 pairs/s eta 45s found 1,180``."""
@@ -111,5 +114,5 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self._silent and kind is None:
-            print(self.line(), file=self._stream, flush=True)
+        elif not self._silent and kind is None and self._told_done != self._done:
+            self._print_line()

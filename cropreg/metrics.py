@@ -75,7 +75,9 @@ def skill_interval(
 
     Source: Efron 1979; percentile interval.
     """
-    draws = rng.integers(0, len(model_iou), (resamplings, len(model_iou)))
-    skills = [skill(float(model_iou[d].mean()), float(baseline_iou[d].mean())) for d in draws]
+    skills = []
+    for _ in range(resamplings):  # one at a time: all at once take gigabytes on a large dataset
+        drawn = rng.integers(0, len(model_iou), len(model_iou))
+        skills.append(skill(float(model_iou[drawn].mean()), float(baseline_iou[drawn].mean())))
     low, high = np.percentile(skills, [2.5, 97.5])
     return float(low), float(high)

@@ -22,7 +22,6 @@ from cropreg.model import CropRegressor
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
 _LOOKS = (0.45, 0.75)
-_SMALL_PX = 512  # long side of what the model's looks are cut from, as of the proxies it learned from
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,7 @@ class Predictor:
         Raises:
             InputError, ModelError: there is none, or it is damaged.
         """
-        run = storage.absolute(run)
-        best = storage.join(run, "checkpoints/best")
-        return cls(*checkpoint.load(best if storage.exists(best) else run), device)
+        return cls(*checkpoint.load(checkpoint.best_of(storage.absolute(run))), device)
 
     def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Predictions:
         """Boxes for pictures (H, W, 3) uint8 RGB, upright, of any sizes; one batch through the model per look."""
@@ -120,19 +117,18 @@ class SmallPicture:
         return boxes.denormalise(np.clip(shown, 0, 1), self.size_wh)
 
 
-def read_small(data: bytes, name: str, max_pixels: int) -> SmallPicture:
-    """Decodes a picture to about the size of a proxy, as cheaply as its format allows.
+def read_small(data: bytes, name: str, max_pixels: int, long_px: int) -> SmallPicture:
+    """Decodes a picture to a long side of at most ``long_px``, as cheaply as its format allows.
 
     Raises:
         UnreadableImage: it cannot be decoded whole.
     """
     header = read_header(data, name, max_pixels=max_pixels)
-    long_px = max(header.width, header.height)
-    factor = next((f for f in (8, 4, 2) if long_px >= f * _SMALL_PX), 1)
+    factor = next((f for f in (8, 4, 2) if max(header.width, header.height) >= f * long_px), 1)
     reduced = decode_reduced(data, name, factor, grey=False, header=header, max_pixels=max_pixels)
     height, width = reduced.pixels.shape[:2]
     (x, y), pixels = reduced.shift_xy, reduced.pixels
-    scale = _SMALL_PX / max(height, width)
+    scale = long_px / max(height, width)
     if scale < 1:
         size_wh = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -21,11 +21,11 @@ _CELL, _GAP, _CAPTION = 240, 8, 18
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a sheet: (H, W, 3) RGB, its true box if known and the predicted one in shares, and a line of text."""
+    """One picture of a sheet: (H, W, 3) RGB, its true and its predicted box in shares, where known, and a line of text."""
 
     picture: NDArray[np.uint8]
     true_norm: NDArray[np.float64] | None
-    predicted_norm: NDArray[np.float64]
+    predicted_norm: NDArray[np.float64] | None
     caption: str
 
 
@@ -56,13 +56,7 @@ def curves_png(rows: Sequence[Mapping[str, float]]) -> bytes:
 
 def sheet(examples: Sequence[Example], columns: int) -> NDArray[np.uint8]:
     """A contact sheet, RGB: each original with the true box (green) and the predicted one (red), then both crops."""
-    cells = [_cell(example) for example in examples]
-    height, width = cells[0].shape[:2]
-    rows = -(-len(cells) // columns)
-    canvas = np.full((rows * (height + _GAP) + _GAP + _CAPTION, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
-    for i, cell in enumerate(cells):
-        y, x = _GAP + (i // columns) * (height + _GAP), _GAP + (i % columns) * (width + _GAP)
-        canvas[y : y + height, x : x + width] = cell
+    canvas = _grid([_cell(example) for example in examples], columns)
     legend = "each row: original with the box by hand (green) and by cropreg (red); the crop by hand; the crop by cropreg"
     _write(canvas, legend, _GAP, canvas.shape[0] - _GAP + 2)
     return canvas
@@ -78,6 +72,34 @@ def sheet_png(examples: Sequence[Example], columns: int = 2) -> bytes:
     done, buffer = cv2.imencode(".png", cv2.cvtColor(sheet(examples, columns), cv2.COLOR_RGB2BGR))
     assert done, "OpenCV encodes every uint8 array"
     return buffer.tobytes()
+
+
+def mosaic_jpeg(examples: Sequence[Example], columns: int = 6) -> bytes:
+    """The originals alone, with their boxes drawn in."""
+    cells = []
+    for example in examples:
+        cell = np.full((_CELL + _CAPTION, _CELL, 3), 245, np.uint8)
+        _place(cell, _drawn(example), 0)
+        _write(cell, example.caption, 4, _CELL + _CAPTION - 5)
+        cells.append(cell)
+    return encode_jpeg(_grid(cells, columns), 88)
+
+
+def histograms_png(margins: NDArray[np.float64], scores: NDArray[np.float64]) -> bytes:
+    """Histograms of the four margins (N, 4) and of the matcher's scores (M,)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 2.8), layout="constrained")
+    axes = figure.subplots(1, 5)
+    for i, edge in enumerate(EDGES):
+        axes[i].hist(margins[:, i], bins=30)
+        axes[i].axvline(float(np.median(margins[:, i])), color="tab:red")
+        axes[i].set(title=f"{edge} margin", xlabel="share of the side")
+    axes[4].hist(scores, bins=30)
+    axes[4].set(title="score", xlabel="NCC")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def page(title: str, evaluation: Mapping[str, Any], pictures: Mapping[str, tuple[str, bytes]]) -> bytes:
@@ -97,29 +119,46 @@ def page(title: str, evaluation: Mapping[str, Any], pictures: Mapping[str, tuple
     return environment.from_string(_PAGE).render(title=title, e=evaluation, rows=rows, columns=columns, images=images).encode()
 
 
+def _grid(cells: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Cells of one size in rows, with room for a line of text below."""
+    height, width = cells[0].shape[:2]
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    canvas = np.full((rows * (height + _GAP) + _GAP + _CAPTION, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = _GAP + (i // columns) * (height + _GAP), _GAP + (i % columns) * (width + _GAP)
+        canvas[y : y + height, x : x + width] = cell
+    return canvas
+
+
 def _cell(example: Example) -> NDArray[np.uint8]:
     """Original with boxes, the crop by hand and the predicted crop, side by side, with the caption below."""
-    picture, scale = _fit(example.picture)
-    drawn = picture.copy()
-    size_wh = (picture.shape[1], picture.shape[0])
-    for box_norm, color in ((example.true_norm, TRUTH_RGB), (example.predicted_norm, PREDICTED_RGB)):
-        if box_norm is not None:
-            x1, y1, x2, y2 = denormalise(box_norm, size_wh).round().astype(int)
-            cv2.rectangle(drawn, (int(x1), int(y1)), (int(x2) - 1, int(y2) - 1), color, 2)
-    shown = [drawn]
-    for box_norm in (example.true_norm, example.predicted_norm):
-        if box_norm is None:
-            continue
-        height, width = example.picture.shape[:2]
-        x1, y1, x2, y2 = denormalise(box_norm, (width, height)).round().astype(int)
-        shown.append(_fit(example.picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], scale)[0])
+    height, width = example.picture.shape[:2]
+    scale = _fit(example.picture)[1]
     cell = np.full((_CELL + _CAPTION, 3 * _CELL + 2 * _GAP, 3), 245, np.uint8)
-    for i, image in enumerate(shown):
-        x = i * (_CELL + _GAP) + (_CELL - image.shape[1]) // 2
-        y = (_CELL - image.shape[0]) // 2
-        cell[y : y + image.shape[0], x : x + image.shape[1]] = image
+    _place(cell, _drawn(example), 0)
+    for column, box_norm in ((1, example.true_norm), (2, example.predicted_norm)):
+        if box_norm is not None:
+            x1, y1, x2, y2 = denormalise(box_norm, (width, height)).round().astype(int)
+            _place(cell, _fit(example.picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], scale)[0], column)
     _write(cell, example.caption, 4, _CELL + _CAPTION - 5)
     return cell
+
+
+def _drawn(example: Example) -> NDArray[np.uint8]:
+    """The original in the size of a cell, with its boxes drawn in."""
+    drawn = _fit(example.picture)[0].copy()
+    for box_norm, color in ((example.true_norm, TRUTH_RGB), (example.predicted_norm, PREDICTED_RGB)):
+        if box_norm is not None:
+            x1, y1, x2, y2 = denormalise(box_norm, (drawn.shape[1], drawn.shape[0])).round().astype(int)
+            cv2.rectangle(drawn, (int(x1), int(y1)), (int(x2) - 1, int(y2) - 1), color, 2)
+    return drawn
+
+
+def _place(cell: NDArray[np.uint8], image: NDArray[np.uint8], column: int) -> None:
+    """Puts an image in the middle of a column of a cell."""
+    x, y = column * (_CELL + _GAP) + (_CELL - image.shape[1]) // 2, (_CELL - image.shape[0]) // 2
+    cell[y : y + image.shape[0], x : x + image.shape[1]] = image
 
 
 def _fit(picture: NDArray[np.uint8], scale: float | None = None) -> tuple[NDArray[np.uint8], float]:

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -269,6 +270,21 @@ def read_predictions(uri: str) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{uri}: no table of predictions that this cropreg reads ({error}).") from error
     return rows
+
+
+def top_reasons(rows: Iterable[dict[str, Any]], count: int = 3) -> list[tuple[str, int]]:
+    """The commonest reasons, and how often each.  The name of the row's own file is left out, or none would come twice.
+
+    >>> top_reasons([{"verdict": "failed", "reason": f"{x}: is empty.", "image_uri": x} for x in ("a", "b")])
+    [('failed: is empty.', 2)]
+    """
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reason = str(row["reason"])
+        for uri in (row.get("original_uri"), row.get("crop_uri"), row.get("image_uri")):
+            reason = reason.removeprefix(f"{uri}: ")
+        reasons[f"{row['verdict']}: {reason}"] += 1
+    return reasons.most_common(count)
 
 
 def plain_cell(value: Any) -> Any:

@@ -49,7 +49,7 @@ class TrainSettings(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
     max_epochs: int = Field(60, ge=1, description="epochs at most; early stopping usually ends sooner")
     batch_size: int = Field(32, ge=2, description="pictures in a step, over all workers together")
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW's step at the start")
+    learning_rate: float = Field(2e-3, gt=0, description="AdamW's step at the start")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled decay of the weights")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate grows from nought")
     averaging: float = Field(
@@ -64,7 +64,7 @@ class TrainSettings(Settings):
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(
         "none", description="mirror at random; only if the habit has no side"
     )
-    reframe: float = Field(0.5, ge=0, le=1, description="how much of the room outside the box re-framing may cut away, or add")
+    reframe: float = Field(0.5, ge=0, le=1, description="how much of the room outside the box re-framing may cut away")
     color: float = Field(0.2, ge=0, le=1, description="strength of random brightness, contrast, saturation")
     from_: ReadFrom = Field("proxies", description="what an epoch decodes")
     loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
@@ -101,9 +101,12 @@ class PredictSettings(Settings):
 
     all: bool = Field(False, description="write the doubtful crops too")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
-    quality: int | None = Field(None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: 95")
+    quality: int | None = Field(
+        None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"
+    )
     metadata: Literal["all", "none"] = Field("all", description="what the crop keeps of the original's metadata")
     max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
+    max_bad_share: float = Field(0.5, ge=0, le=1, description="exit code 6 when a larger share of the pictures fails")
     batch_size: int = Field(16, ge=1, description="pictures a task reads at a time")
     use_gpu: bool = Field(False, description="one GPU a task")
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")

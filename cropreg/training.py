@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass, replace
@@ -117,6 +118,7 @@ class Learner:
         return {name: part.state_dict() for name, part in parts.items()} | {
             "progression": asdict(self.progression),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -129,6 +131,8 @@ class Learner:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
         torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:  # None: begun on a CPU
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _following(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -166,12 +170,17 @@ def fit(
         on_step: called after each step with epoch, step and steps of the epoch.
 
     Raises:
-        ModelError: the loss or a gradient became NaN or Inf; the message names epoch, step and pairs.
+        ModelError: the loss or a gradient became NaN or Inf; the message names epoch, step and pairs.  The validation loss too.
     """
     while learner.progression.epoch < settings.max_epochs and learner.progression.stale < settings.patience:
         epoch, began_s = learner.progression.epoch, time.monotonic()
         trained = train_one_epoch(learner, batches, epoch, settings, on_step)
         val = validate(learner.judged, batches.val(), settings)  # summed over all processes: all see the same number
+        if not math.isfinite(val.loss):  # weights too large for a picture, though every gradient was a number
+            raise ModelError(
+                f"training diverged in epoch {epoch}: validation loss {val.loss}. The last good checkpoint is kept. "
+                "Try a lower --learning-rate."
+            )
         learning_rate = learner.optimizer.param_groups[0]["lr"]
         learner.scheduler.step(val.loss)
         learner.progression = learner.progression.after(epoch, val.loss)

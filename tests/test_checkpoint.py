@@ -77,10 +77,16 @@ def test_failing_save_keeps_the_old_checkpoint(regressor: CropRegressor, saved: 
     assert [p.name for p in saved.parent.iterdir()] == ["last"]
 
 
-def test_swap_that_a_crash_cut_in_two_is_finished_when_read(saved: Path) -> None:
-    saved.rename(saved.parent / ".last-old")
-    assert checkpoint.load_info(str(saved)).epoch == 3
-    assert saved.exists()
+def test_save_that_a_kill_cut_short_leaves_the_checkpoint_before_it(regressor: CropRegressor, saved: Path) -> None:
+    saved.rename(saved.parent / ".last-old")  # between the two renamings
+    (saved.parent / ".last-new").mkdir()
+    (saved.parent / ".last-new" / "model.safetensors").write_bytes(b"half")
+    before = sorted(saved.parent.rglob("*"))
+    assert checkpoint.is_there(str(saved)) and checkpoint.load(str(saved))[1].epoch == 3
+    assert sorted(saved.parent.rglob("*")) == before, "who reads changes nothing: the run may be on a disk of somebody else"
+    checkpoint.save(str(saved), regressor, info(4))
+    assert checkpoint.load_info(str(saved)).epoch == 4
+    assert [p.name for p in saved.parent.iterdir()] == ["last"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])

@@ -175,3 +175,46 @@ def test_doors_of_jobs_say_the_same_as_the_command() -> None:
             [sys.executable, f"ray_jobs/{verb}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert f"Usage: cropreg {verb}" in door.stdout
+
+
+@pytest.mark.parametrize(("flag", "verbosity"), [("-v", 1), ("--verbose", 1), ("-q", -1), (None, 0)])
+def test_how_much_is_told_has_short_flags(
+    flag: str | None, verbosity: int, seen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(cli.logs, "set_up", told.append)
+    assert cli.run(["train", "boxes", "--out", str(tmp_path), *([flag] if flag else [])]) == 0
+    assert told == [verbosity]
+
+
+def test_command_to_go_on_does_not_throw_away_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_pipeline, "run", stop)
+    assert cli.run(["train", "boxes", "--out", str(tmp_path), "--overwrite"]) == 130
+    assert f"go on with: cropreg train boxes --out {tmp_path} --resume\n" in capsys.readouterr().err
+
+
+def test_failure_leaves_no_word_in_a_folder_of_other_things(tmp_path: Path) -> None:
+    diary = tmp_path / "home" / "diary.txt"
+    diary.parent.mkdir()
+    diary.write_text("mine")
+    for arguments in (["match", "/nowhere/a", "/nowhere/b", "--out"], ["evaluate"], ["predict", "/nowhere", "/nowhere", "--out"]):
+        assert cli.run([*arguments, str(diary.parent)]) == 3
+    assert list(diary.parent.iterdir()) == [diary]
+    (diary.parent / "run.json").write_text("{}")
+    assert cli.run(["evaluate", str(diary.parent)]) == 3
+    assert json.loads((diary.parent / "result.json").read_text())["code"] == 3, "a run that cannot be judged says so"
+
+
+def test_json_leaves_out_what_is_written_for_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = {"verb": "match", "out": str(tmp_path), "code": 0, "n": 3, "text": "a table\nof lines"}
+    monkeypatch.setattr(match_pipeline, "run", lambda *a, **k: summary)
+    assert cli.run(["match", "a", "b", "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"verb": "match", "out": str(tmp_path), "code": 0, "n": 3}
+    assert "text" not in json.loads((tmp_path / "result.json").read_text())

@@ -64,7 +64,7 @@ PLACES = [
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),
     Place("review", heavy=("cv2", "pyarrow"), late=("jinja2",)),
     # 7 pipelines: one file a verb; they never import each other
-    Place("pipelines", heavy=("cv2", "pyarrow", *TORCH, *RAY)),
+    Place("pipelines", heavy=("cv2", "pyarrow", *TORCH, *RAY), late=("PIL",)),
     # 8 doors
     Place("demo", heavy=CV, late=("matplotlib", "pyarrow")),
     Place("cli", heavy=("cyclopts",), late=("rich", "pyarrow")),

@@ -24,7 +24,9 @@ from PIL import Image
 import cropreg
 from cropreg import cli
 from cropreg.boxes import Box
-from cropreg.errors import ModelError, OutputError
+from cropreg.dataset import read_labels
+from cropreg.demo import journey
+from cropreg.errors import InputError, ModelError, OutputError
 from cropreg.pipelines import evaluate, match, predict, train
 from cropreg.schema import PAIRS, BoxDataset, read_predictions
 from cropreg.settings import EvaluateSettings, MatchSettings, PredictSettings, TrainSettings
@@ -131,6 +133,10 @@ def test_match_again_computes_only_what_is_new(boxes: Path, folder: Path, tmp_pa
     with pytest.raises(OutputError, match="built with other settings"):
         run(split="100/0/0/0")
     assert run(split="100/0/0/0", overwrite=True)["computed"] == 33
+    next(Path(out).glob("proxies/part-*")).unlink()  # a file is lost: matching again makes a whole dataset
+    assert run(split="100/0/0/0", overwrite=True)["computed"] == 33
+    listed = {Path(out) / part["file"] for part in BoxDataset.open(out).manifest["parts"]}
+    assert listed == set(Path(out).rglob("part-*"))
 
 
 def test_python_api_makes_the_same_dataset(folder: Path, boxes: Path, tmp_path: Path) -> None:
@@ -173,6 +179,18 @@ def test_divergence_on_a_worker_comes_back_as_one_named_error(boxes: Path, tmp_p
         train.run(str(boxes), out=str(tmp_path / "run"), settings=wild)
 
 
+def test_error_on_one_worker_ends_the_others_and_keeps_its_name(boxes: Path, tmp_path: Path) -> None:
+    settings = TRAINING.model_copy(update={"from_": "originals"})
+    uri = read_labels(BoxDataset.open(str(boxes)), "train").original_uris[0].as_py()
+    Path(uri).rename(tmp_path / "away")
+    try:
+        with pytest.raises(InputError, match=rf"{uri}.*cannot be read any more"):
+            train.run(str(boxes), out=str(tmp_path / "run"), settings=settings)
+    finally:
+        (tmp_path / "away").rename(uri)
+    assert not (tmp_path / "run" / "failed.json").exists()
+
+
 def test_evaluate_writes_figures_and_report(trained: Path, boxes: Path) -> None:
     summary = evaluate.run(str(trained), settings=EvaluateSettings(split="all", bootstrap=50))
     figures = json.loads((trained / "evaluation.json").read_text())
@@ -212,6 +230,20 @@ def test_predict_crops_a_tree_and_goes_on_where_it_stopped(trained: Path, folder
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     with pytest.raises(OutputError, match="another model or other settings"):
         predict.run(str(trained), str(images), out=str(out), settings=PredictSettings(all=True, quality=50))
+
+
+def test_demo_goes_the_whole_way(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"max_epochs": 1, "image_side": 64, "batch_size": 8, "num_workers": 0}
+    monkeypatch.setattr(journey, "_TRAINING", journey._TRAINING.model_copy(update=small))
+    monkeypatch.setattr(journey, "_NUM_PAIRS", 60)
+    monkeypatch.setattr(journey, "_NUM_NEW", 6)
+    summary = journey.run(str(tmp_path / "demo"))
+    assert "skill" in summary["text"] and "cropreg match ORIGINALS CROPS" in summary["text"]
+    with Image.open(tmp_path / "demo" / "sheet.png") as sheet:
+        assert sheet.width > 1000
+    assert (tmp_path / "demo" / "run" / "report-new-boxes.html").exists()
+    with pytest.raises(OutputError, match="holds something already"):
+        journey.run(str(tmp_path / "demo"))
 
 
 @pytest.fixture(scope="module")

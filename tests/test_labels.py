@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
 from conftest import framed_print, save
+
 from cropreg import labels, storage
 from cropreg.images import decode_color
 from cropreg.labels import Labelling, label_pairs

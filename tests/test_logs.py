@@ -108,3 +108,10 @@ def test_verbosity_sets_what_cropreg_tells_and_leaves_others_at_warnings(caplog,
     logs.set_up(verbosity)
     assert logging.getLogger("cropreg.pipelines").getEffectiveLevel() == level
     assert not logging.getLogger("another.library").isEnabledFor(logging.INFO)
+
+
+def test_last_line_is_not_told_twice(speaking, stream, clock):
+    with Progress("match", 2, "pairs", stream=stream, clock=clock) as progress:
+        clock.now_s += EVERY_S
+        progress.advance(2)
+    assert stream.getvalue().count("match 2/2") == 1

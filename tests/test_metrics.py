@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -98,3 +100,14 @@ def test_evaluation_tells_model_beside_baselines_and_intervals() -> None:
     text = table(result)
     assert "median box" in text and "skill" in text and f"{result['model']['iou_mean']:.3f}" in text
     assert text.count("*") == 2, "the best baseline is marked, and the mark explained"
+
+
+def test_a_few_good_pictures_first_do_not_hold_down_all_behind_them() -> None:
+    rng = np.random.default_rng(2)
+    true = np.tile([0.2, 0.2, 0.8, 0.8], (60, 1))
+    predicted = true.copy()
+    predicted[1] += [0.3, 0.3, 0, 0]  # bad, with the second smallest spread
+    spread = np.sort(rng.uniform(0.001, 0.01, 60))[:, None].repeat(4, axis=1)
+    how = calibration.fit(predicted, spread, true)
+    assert calibration.confidence(spread, how).min() > 0.9, "59 of 60 are good"
+    assert all(a > b for a, b in pairwise(how.confidence_values)) or len(how.confidence_values) == 1

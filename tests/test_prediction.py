@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import framed_print, textured
@@ -15,11 +16,12 @@ from PIL import Image
 from cropreg import calibration
 from cropreg.boxes import Box
 from cropreg.checkpoint import CheckpointInfo
-from cropreg.errors import InputError, UnreadableImage
+from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
 from cropreg.model import Architecture
+from cropreg.pipelines import predict
 from cropreg.pipelines.predict import crop_batch
 from cropreg.prediction import Predictor, read_small
-from cropreg.schema import PREDICTIONS
+from cropreg.schema import PREDICTIONS, read_predictions
 from cropreg.settings import PredictSettings
 
 
@@ -88,7 +90,7 @@ def test_box_is_in_pixels_of_the_upright_original(predictor: Predictor, kind: st
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     stored.save(buffer, kind, exif=exif)
-    small = read_small(buffer.getvalue(), "a", 10**8)
+    small = read_small(buffer.getvalue(), "a", 10**8, 512)
     assert small.size_wh == (width, height) and max(small.pixels.shape) == 512
     box = small.to_original(predictor.predict([small.pixels]).boxes_norm[0])
     assert np.abs(box - [x1, y1, x2, y2]).max() < 1531 / 256 * 1.5
@@ -147,7 +149,7 @@ def test_model_without_calibration_sends_everything_to_review(predictor: Predict
     path = tmp_path / "a.png"
     Image.fromarray(framed_print(1)[0]).save(path)
     (row,) = crop_batch([(str(path), "a.png")], unsure, str(tmp_path / "out"), PredictSettings())
-    assert row["verdict"] == "review" and "too few pairs" in row["reason"] and row["confidence"] is None
+    assert row["verdict"] == "review" and "training was interrupted" in row["reason"] and row["confidence"] is None
 
 
 def test_opening_nothing_says_how_to_train(tmp_path: Path) -> None:
@@ -155,8 +157,121 @@ def test_opening_nothing_says_how_to_train(tmp_path: Path) -> None:
         Predictor.open(str(tmp_path))
 
 
+def test_picture_is_shown_in_the_size_the_model_learned_from(predictor: Predictor, tmp_path: Path) -> None:
+    sizes: list[int] = []
+    sharp = Predictor(SeesDark(), predictor.info.model_copy(update={"seen_px": 1000}))  # type: ignore[arg-type]
+    sharp.predict = lambda pictures: sizes.append(max(pictures[0].shape)) or predictor.predict(pictures)  # type: ignore[method-assign, func-returns-value]
+    bed = np.full((900, 1800, 3), 235, np.uint8)
+    bed[200:700, 300:1500] = textured(1, 1200, 500) // 2
+    Image.fromarray(bed).save(tmp_path / "a.png")
+    crop_batch([(str(tmp_path / "a.png"), "a.png")], sharp, str(tmp_path / "out"), PredictSettings())
+    assert sizes == [1000]
+
+
 def test_small_picture_refuses_what_is_too_large() -> None:
     buffer = io.BytesIO()
     Image.new("L", (300, 300)).save(buffer, "PNG")
     with pytest.raises(UnreadableImage, match="--max-pixels"):
-        read_small(buffer.getvalue(), "big.png", 1000)
+        read_small(buffer.getvalue(), "big.png", 1000, 512)
+
+
+def test_picture_that_cannot_be_written_in_its_own_format_fails_alone(predictor: Predictor, tmp_path: Path) -> None:
+    deep = framed_print(1)[0].astype(">u2") * 257
+    (tmp_path / "deep.ppm").write_bytes(b"P6 240 180 65535\n" + deep.tobytes())
+    Image.fromarray(framed_print(2)[0]).save(tmp_path / "plain.png")
+    items = [(str(tmp_path / name), name) for name in ("deep.ppm", "plain.png")]
+    rows = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0))
+    assert [row["verdict"] for row in rows] == ["failed", "accept"]
+    assert "cannot be written without loss" in rows[0]["reason"]
+
+
+def test_limit_of_pixels_holds_for_cutting_as_for_looking(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(predict.writing, "cut", lambda *_, max_pixels, **__: asked.append(max_pixels) or b"crop")
+    Image.fromarray(framed_print(1)[0]).save(tmp_path / "a.png")
+    settings = PredictSettings(min_confidence=0.0, max_pixels=10**9)
+    crop_batch([(str(tmp_path / "a.png"), "a.png")], predictor, str(tmp_path / "out"), settings)
+    assert asked == [10**9]
+
+
+class Made:
+    """A run whose model is made up, and a cluster that is this process; ``batches`` says after how many it is killed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, predictor: Predictor, folder: Path) -> None:
+        self.model_id, self.batches, self.out, self.images = "model-1", 99, folder / "out", folder / "in"
+        self.images.mkdir()
+        for i in range(4):
+            Image.fromarray(framed_print(i)[0]).save(self.images / f"{i}.png")
+        monkeypatch.setattr(predict, "_model_id", lambda *_: self.model_id)
+        monkeypatch.setattr(predict, "_predict", self._predict)
+        self._predictor = predictor
+
+    def run(self, **settings: Any) -> dict[str, Any]:
+        return predict.run("/run", str(self.images), out=str(self.out), settings=PredictSettings(min_confidence=0.0, **settings))
+
+    def _predict(self, todo: Any, run_uri: str, out: str, model_id: str, settings: PredictSettings, address: Any) -> Any:
+        predict._open.update({model_id: self._predictor})
+        rows = []
+        for number, entry in enumerate(todo):
+            if number == self.batches:
+                raise KeyboardInterrupt
+            item = {"uri": entry.uri, "relative": entry.relative, "stamp": entry.stamp}
+            rows += predict._predict_batch(pa.Table.from_pylist([item]), run_uri, out, model_id, settings).to_pylist()
+        return rows
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, predictor: Predictor, tmp_path: Path) -> Made:
+    return Made(monkeypatch, predictor, tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_interrupted_run_goes_on_where_it_was(made: Made, overwrite: bool) -> None:
+    if overwrite:
+        assert made.run()["computed"] == 4
+    made.batches = 3
+    with pytest.raises(KeyboardInterrupt):
+        made.run(overwrite=overwrite)
+    made.batches = 99
+    assert made.run(overwrite=overwrite)["computed"] == 1
+    assert [Path(row["image_uri"]).name for row in read_predictions(str(made.out / "predictions.parquet"))] == [
+        f"{i}.png" for i in range(4)
+    ]
+    assert made.run()["computed"] == 0
+    assert made.run(overwrite=True)["computed"] == 4, "what is finished is written again"
+
+
+def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.run()
+    made.model_id = "model-2"
+    with pytest.raises(OutputError, match="holds crops of another model"):
+        made.run()
+    write = predict._write_crop
+
+    def only_even(row: dict[str, Any], *rest: Any) -> None:
+        if int(Path(row["image_uri"]).stem) % 2:
+            row.update(verdict="review", reason="not sure")
+        else:
+            write(row, *rest)
+
+    monkeypatch.setattr(predict, "_write_crop", only_even)
+    made.run(overwrite=True)
+    assert sorted(p.name for p in made.out.iterdir() if p.suffix == ".png") == ["0.png", "2.png"]
+
+
+def test_run_in_which_too_much_failed_ends_with_6(made: Made) -> None:
+    for i in range(3):
+        (made.images / f"{i}.png").write_bytes(b"no picture")
+    summary = made.run()
+    assert summary["code"] == 6 and "3 of 4 pictures failed" in summary["message"]
+    assert summary["top_reasons"][0][1] == 3, "reasons are told without the names of files"
+    assert made.run(max_bad_share=0.8)["code"] == 0
+
+
+def test_crops_never_go_where_the_originals_are(made: Made) -> None:
+    for out in (made.images, made.images.parent):
+        made.out = out
+        with pytest.raises(UsageError, match="does not hold the originals"):
+            made.run(overwrite=True)

@@ -1,5 +1,6 @@
 """Files on an object store: the same laws as on a disk, against a server on this machine."""
 
+import contextlib
 import http.client
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from cropreg import schema, storage
 from cropreg.errors import InputError, OutputError
 from cropreg.schema import BoxDataset, Part, commit_manifest, parquet_bytes
+from cropreg.storage import remote
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(moto|botocore|werkzeug|flask).*")
 _numbers = count()
@@ -28,9 +30,9 @@ def store() -> Iterator[int]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        storage._connect.cache_clear()
+        remote._connect.cache_clear()
         yield port
-    storage._connect.cache_clear()
+    remote._connect.cache_clear()
     server.stop()
 
 
@@ -142,7 +144,7 @@ def test_writing_to_a_missing_bucket_is_refused(store):
 
 
 def test_store_that_does_not_answer_is_named_with_what_to_check(store, monkeypatch):
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (Silent(), "bucket/a"))
+    monkeypatch.setattr(remote, "filesystem", lambda uri: (Silent(), "bucket/a"))
     for ask in (storage.exists, storage.is_folder, lambda uri: list(storage.list_files(uri))):
         with pytest.raises(InputError) as caught:
             ask("s3://bucket/a")
@@ -169,7 +171,7 @@ def test_reading_is_tried_again_when_the_connection_breaks(bucket, monkeypatch):
                 raise OSError("connection reset")
             return system.open_input_file(name)
 
-    monkeypatch.setattr(storage, "filesystem", lambda _: (Flaky(), path))
+    monkeypatch.setattr(remote, "filesystem", lambda _: (Flaky(), path))
     assert storage.read_bytes(uri) == b"1"
     assert len(tries) == 3
 
@@ -201,3 +203,32 @@ def test_box_dataset_comes_back_from_an_object_store(bucket):
     assert dataset.number == 1
     assert dataset.parts("pairs") == [part]
     assert dataset.pairs(["pair_id", "x1"]).to_pylist() == [{"pair_id": "a", "x1": None}, {"pair_id": "b", "x1": 1.5}]
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
+def test_save_of_a_checkpoint_that_is_cut_short_leaves_the_one_before_it(bucket, monkeypatch, writes):
+    checkpoint = pytest.importorskip("cropreg.checkpoint")
+    from test_checkpoint import info
+
+    from cropreg.model import Architecture, CropRegressor
+
+    model, uri = CropRegressor(Architecture(image_side=64), (0.1, 0.1, 0.1, 0.1)), f"{bucket}/run/checkpoints/last"
+    assert not checkpoint.is_there(uri)
+    checkpoint.save(uri, model, info(3), {"epoch": 3})
+    left, put = iter(range(writes)), remote.replace
+
+    def until_killed(uri: str, data: bytes) -> None:
+        next(left)  # StopIteration: the process is gone
+        put(uri, data)
+
+    monkeypatch.setattr(remote, "replace", until_killed)
+    whole = writes >= 3
+    with contextlib.nullcontext() if whole else pytest.raises(StopIteration):
+        checkpoint.save(uri, model, info(4), {"epoch": 4})
+    monkeypatch.undo()
+    epoch = 4 if whole else 3
+    assert checkpoint.load(uri)[1].epoch == epoch
+    assert checkpoint.load_state(uri, checkpoint.load_info(uri)) == {"epoch": epoch}
+    checkpoint.save(uri, model, info(5), {"epoch": 5})
+    assert checkpoint.load(uri)[1].epoch == 5
+    assert not storage.exists(f"{bucket}/run/checkpoints/.last-old")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from cropreg import training
 from cropreg.errors import ModelError
 from cropreg.settings import TrainSettings
 from cropreg.training import Batch, EpochResult, Learner, Progression, fit, validate
@@ -152,3 +153,9 @@ def test_mixed_precision_on_the_cpu_learns_too() -> None:
     model: Any = Tiny()
     results = run(settings, Learner(model, model, settings, torch.bfloat16))
     assert results[-1].val_loss < results[0].val_loss
+
+
+def test_validation_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "validate", lambda *_: training.Validation(math.nan, math.nan, math.nan, 24))
+    with pytest.raises(ModelError, match="diverged in epoch 0: validation loss nan"):
+        run(TrainSettings(max_epochs=2))

@@ -22,10 +22,10 @@ from cropreg.settings import EvaluateSettings, MatchSettings, PredictSettings, T
 log = logging.getLogger(__name__)
 
 _NEW_PHOTOS = ("cat.jpg", "coffee.jpg", "portrait.jpg", "stairs.jpg")  # the model never sees these while it learns
-_NUM_PAIRS, _NUM_NEW, _SHOWN = 240, 48, 8
+_NUM_PAIRS, _NUM_NEW, _SHOWN = 320, 48, 8
 _SEED = 1
 # Small enough for two cores in a few minutes from random weights; a real run keeps the defaults and starts from --weights imagenet.
-_TRAINING = TrainSettings(weights="none", image_side=96, max_epochs=20, batch_size=16, flip="horizontal")
+_TRAINING = TrainSettings(weights="none", image_side=96, max_epochs=30, batch_size=16, flip="horizontal")
 
 
 def run(out: str | None, *, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:

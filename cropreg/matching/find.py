@@ -17,14 +17,16 @@ from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, better, compare, convinces, follow, plausible
+from cropreg.matching.frame import inside_frame
+from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane, band_pass
 from cropreg.matching.register import register
-from cropreg.matching.rivals import Elsewhere, residual_ratio, rivals
+from cropreg.matching.rivals import Elsewhere, rivals
 from cropreg.matching.search import at_same_scale, correlation_map, over_scales, peaks
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import Settled, settle
+from cropreg.matching.settle import settle, tell_apart
 from cropreg.storage import read_bytes
 
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
@@ -40,10 +42,10 @@ def find(original: Source, crop: Source, settings: MatcherSettings | None = None
     """
     settings = settings or DEFAULTS
     try:
-        pictures = [_picture(s, name, settings.max_pixels) for s, name in ((original, "original"), (crop, "crop"))]
+        whole, part = _picture(original, "original", settings.max_pixels), _picture(crop, "crop", settings.max_pixels)
     except UnreadableImage as error:
         return Match("unreadable", str(error))
-    return find_in(*pictures, settings)
+    return find_in(whole, part, settings)
 
 
 def _picture(source: Source, name: str, max_pixels: int) -> Picture:
@@ -79,24 +81,49 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     if float(crop.search_plane.pixels.std()) < s.blank and float(crop.full().std()) < s.blank:
         return replace(blank, verdict="flat", reason="The crop shows one flat tone: it fits anywhere.")
     found = search(original, crop, lowest, s)
+    framed = _inside_frame(blank, original, crop, s)
+    if framed is not None and (
+        found is None or not plausible(found, s) or (framed.score or 0) > found.evidence.score + s.frame_gain
+    ):
+        return framed
     if found is None or not plausible(found, s):
-        if _texture(crop, s) < s.flat_texture:
-            return replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
-        return replace(blank, verdict="no_match", reason="No place in the original looks like the crop.")
-    elsewhere = rivals(found, crop.size_wh, s)
-    for rival in elsewhere.places:
-        if rival.merit > found.merit or rival.fit.residual < found.fit.residual:
-            found, rival = rival, found
+        return _not_found(blank, original, crop, lowest, s)
+    elsewhere = rivals(original, crop, found, s)
+    found, tied = tell_apart(original, crop, found, elsewhere.places, s)
     settled = settle(original, crop, found, s)
-    return _answer(blank, crop, settled, elsewhere, s)
+    return answer(blank, crop.size_wh, settled, elsewhere, tied, s)
 
 
-def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
-    """The best place any search comes up with, cheap searches first; None if there is not even a bad one."""
-    (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
-    fits = cw <= ow and ch <= oh
+def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
+    """The match of the picture inside a border that a person laid round the crop; None without border, or if that is not found."""
+    inner = inside_frame(crop)
+    if inner is None:
+        return None
+    match = _judge(blank, original, inner.picture, s)
+    if match.verdict != "found" or match.box is None or match.scale is None:
+        return None
+    left, top, right, bottom = (n / match.scale for n in inner.trimmed)
+    box = match.box
+    return replace(match, box=Box(box.x1 - left, box.y1 - top, box.x2 + right, box.y2 + bottom))
+
+
+def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s: MatcherSettings) -> Match:
+    """Why nothing was found: too little texture, a mirrored crop, or another picture."""
+    if _texture(crop, s) < s.flat_texture:
+        return replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
+    twin = crop.mirrored()
+    found = quick_search(original, twin, lowest, s)
+    if found is not None and convinces(found, s):
+        match = answer(blank, twin.size_wh, settle(original, twin, found, s), Elsewhere(None, []), False, s)
+        if match.verdict == "found":
+            return replace(match, verdict="doubtful", reason="The crop is mirrored: left and right are exchanged.")
+    return replace(blank, verdict="no_match", reason="No place in the original looks like the crop.")
+
+
+def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
+    """The best place at the same scale, or by features if that does not convince."""
     found: Found | None = None
-    if fits:
+    if all(c <= o for c, o in zip(crop.size_wh, original.size_wh, strict=True)):
         candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
         found = follow(original, crop, candidates, "shift", "ncc", s)
     if found is None or not convinces(found, s):
@@ -106,6 +133,14 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
             num_features=s.num_features, scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "similarity", "features", s))
+    return found
+
+
+def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
+    """The best place any search comes up with, cheap searches first; None if there is not even a bad one."""
+    (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
+    fits = cw <= ow and ch <= oh
+    found = quick_search(original, crop, lowest_scale, s)
     if not plausible(found, s):
         candidates = over_scales(
             original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px, s.band_px,
@@ -121,8 +156,9 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
 def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found | None:
     """Correlates everything at half size: brings back plain crops whose only texture is fine."""
     factor = 2 if min(crop.size_wh) >= 64 else 1
-    pair = Pair(*(Plane(p.full()).reduced(factor).smoothed(s.smooth_px) for p in (original, crop)), s.band_px)
-    scores = correlation_map(*(band_pass(p.pixels, s.band_px) for p in (pair.original, pair.crop)))
+    whole, part = (Plane(p.full()).reduced(factor).smoothed(s.smooth_px) for p in (original, crop))
+    pair = Pair(whole, part, s.band_px)
+    scores = correlation_map(band_pass(whole.pixels, s.band_px), band_pass(part.pixels, s.band_px))
     best: Found | None = None
     for x, y, _ in peaks(scores, 2, apart_px=4):
         fit = register(pair, places.shifted(x * factor, y * factor), "shift", iterations=s.iterations)
@@ -132,41 +168,4 @@ def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found
 
 def _texture(crop: Picture, s: MatcherSettings) -> float:
     """The band-passed standard deviation of the crop's search plane, in grey levels."""
-    return float(band_pass(crop.search_plane.smoothed(s.smooth_px).pixels.astype(np.float32, copy=False), s.band_px).std())
-
-
-def _answer(blank: Match, crop: Picture, settled: Settled, elsewhere: Elsewhere, s: MatcherSettings) -> Match:
-    """The verdict on a plausible place that was settled."""
-    place, crop_wh, found = settled.place, crop.size_wh, settled.found
-    if settled.kept:
-        assert blank.original_wh is not None
-        x, y = (round(min(max(float(v), 0), o - c)) for v, o, c in zip(place[:, 2], blank.original_wh, crop_wh, strict=True))
-        box, angle, scale = Box(float(x), float(y), float(x + crop_wh[0]), float(y + crop_wh[1])), 0.0, 1.0
-    else:
-        box = Box(*(round(v, 4) for v in places.to_box(place, crop_wh)))
-        angle, scale = round(places.angle_deg(place), 5), round(places.scale(place), 6)
-    score = found.evidence.score
-    match = replace(
-        blank, box=box, angle_deg=angle, scale=scale, score=round(score, 6), method=found.method, error_px=round(settled.sigma_px, 4),
-        gap=round(score - (elsewhere.score or 0.0), 6),
-    )  # fmt: skip
-    verdict, reason = _verdict(settled, elsewhere, s)
-    return replace(match, verdict=verdict, reason=reason)
-
-
-def _verdict(settled: Settled, elsewhere: Elsewhere, s: MatcherSettings) -> tuple[str, str | None]:
-    found, windows = settled.found, settled.windows
-    if windows is not None:
-        if settled.moved >= s.burst_share:
-            return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
-        if settled.moved > 0:
-            return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
-        if not windows:
-            return "doubtful", "The place looks right, but nothing could be compared at full size."
-        if len(windows) < s.window_share * settled.tried and not convinces(found, s):
-            return "doubtful", "At full size only a few parts of the crop agree with the original."
-    if any(residual_ratio(found, rival) < s.rival_ratio for rival in elsewhere.places):
-        return "ambiguous", "The crop fits equally well in more than one place."
-    if not convinces(found, s) and found.evidence.tiles < s.sure_tiles:
-        return "doubtful", "One place fits, but too little of the crop has texture to be sure."
-    return "found", None
+    return float(band_pass(crop.search_plane.smoothed(s.smooth_px).pixels, s.band_px).std())

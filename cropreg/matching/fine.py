@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, Plane
-from cropreg.matching.register import coarse_to_fine, register
+from cropreg.matching.plane import Pair, Plane, band_pass, warped
+from cropreg.matching.register import register
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,16 @@ def choose_windows(crop: Plane, full_wh: tuple[int, int], window_px: int, per_si
             _, _, _, (x, y) = cv2.minMaxLoc(strength[y1:y2, x1:x2])
             cx = crop.shift_xy[0] + (x1 + x + 0.5) * crop.step_xy[0]
             cy = crop.shift_xy[1] + (y1 + y + 0.5) * crop.step_xy[1]
-            left, top = int(np.clip(cx - ww / 2, 0, w - ww)), int(np.clip(cy - wh / 2, 0, h - wh))
-            windows.append((left, top, left + ww, top + wh))
+            windows.append(window_at((cx, cy), window_px, full_wh))
     return windows
+
+
+def window_at(center_xy: tuple[float, float], window_px: int, full_wh: tuple[int, int]) -> Rectangle:
+    """The window about a centre in crop pixels, moved inside the crop."""
+    (w, h), (cx, cy) = full_wh, center_xy
+    ww, wh = min(window_px, w), min(window_px, h)
+    left, top = int(np.clip(cx - ww / 2, 0, w - ww)), int(np.clip(cy - wh / 2, 0, h - wh))
+    return left, top, left + ww, top + wh
 
 
 def register_windows(
@@ -68,7 +75,7 @@ def register_windows(
     """Registers each window within about ``reach_px`` original pixels, both planes full-size; leaves out those that say nothing."""
     scale = places.scale(place)
     step = max(1.0, 1 / scale)  # original pixels per working pixel: the coarser of both
-    levels = max(1, int(np.ceil(np.log2(max(reach_px / step, 1.0)))) + 1)
+    reach = max(1, round(reach_px / step))
     result = []
     for x1, y1, x2, y2 in rectangles:
         corners = places.apply(place, np.array([[x1, y1], [x2, y1], [x1, y2], [x2, y2]], np.float64))
@@ -76,22 +83,29 @@ def register_windows(
         high = np.minimum(np.ceil(corners.max(0) + reach_px + 4 * step).astype(int), original.size_wh)
         if (high - low).min() < 8 * step:
             continue
-        part_o, part_c = original.window(*low, *high), crop.window(x1, y1, x2, y2)
-        steps = [
-            step * 2.0**level for level in range(levels - 1, -1, -1) if min(part_c.size_wh) / (step * scale * 2.0**level) >= 12
-        ]
-        pairs = [
-            Pair(part_o.resampled(t).smoothed(smooth_px), part_c.resampled(t * scale).smoothed(smooth_px), band_px) for t in steps
-        ]
-        if not pairs:
+        part_o = original.window(*low, *high).resampled(step).smoothed(smooth_px)
+        part_c = crop.window(x1, y1, x2, y2).resampled(step * scale).smoothed(smooth_px)
+        if min(part_c.size_wh) < 12:
             continue
-        fit = coarse_to_fine(lambda level, pairs=pairs: pairs[-1 - level], len(pairs), place, "shift", iterations=iterations)
+        pair = Pair(part_o, part_c, band_px)
+        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
-        near = np.abs(shift).max() <= 2 * reach_px
+        near = np.abs(shift).max() <= reach_px + 2 * step
         if fit.converged and near and fit.ncc >= least_ncc and fit.sigma_px <= most_sigma_px * step:
-            result.append(Window(center, shift, fit.sigma_px, 1.0 - fit.ncc**2, pairs[-1]))
+            result.append(Window(center, shift, fit.sigma_px, 1.0 - fit.ncc**2, pair))
     return result
+
+
+def _nearby(pair: Pair, place: Affine, reach: int) -> Affine:
+    """The place moved by whole plane pixels, at most ``reach`` each way, to where the band-passed crop correlates best."""
+    w, h = pair.grid.size_wh
+    matrix = pair.matrix(place)
+    wider = places.compose(matrix, places.shifted(-reach, -reach))
+    around = band_pass(warped(pair.original, wider, (w + 2 * reach, h + 2 * reach)), pair.band_px)
+    scores = cv2.matchTemplate(around, pair.target(), cv2.TM_CCOEFF_NORMED)
+    _, _, _, (x, y) = cv2.minMaxLoc(scores)
+    return pair.place(places.compose(matrix, places.shifted(x - reach, y - reach)))
 
 
 def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
@@ -129,8 +143,8 @@ def common_similarity(windows: list[Window], place: Affine) -> Affine:
     return np.hstack([place[:, :2] + linear, place[:, 2:] + shift[:, None]])
 
 
-def moved_share(windows: list[Window], start: Affine, place: Affine, least_px: float, least_ratio: float) -> float:
-    """The share of windows whose content lies elsewhere: at least ``least_px`` away, where it fits ``least_ratio`` times better.
+def moved_windows(windows: list[Window], start: Affine, place: Affine, least_px: float, least_ratio: float) -> int:
+    """Counts windows whose content lies elsewhere: at least ``least_px`` away, where it fits ``least_ratio`` times better.
 
     A window that fits about as well at the common place has not moved, whatever its own minimum.
     """
@@ -140,7 +154,7 @@ def moved_share(windows: list[Window], start: Affine, place: Affine, least_px: f
         common = places.apply(place, center)[0] - places.apply(start, center)[0]
         if np.hypot(*(window.shift_px - common)) >= least_px and window.rest_at(place) > least_ratio * (window.rest + 0.01):
             moved += 1
-    return moved / len(windows) if windows else 0.0
+    return moved
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -76,6 +77,10 @@ def paired(original: Picture, crop: Picture, step: float, scale: float, s: Match
     return Pair(*planes, s.band_px)
 
 
+def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings, level: int) -> Pair:
+    return paired(original, crop, step * 2.0**level, scale, s)
+
+
 def follow(
     original: Picture, crop: Picture, candidates: list[Candidate], model: str, method: str, s: MatcherSettings
 ) -> Found | None:
@@ -89,14 +94,12 @@ def follow(
         scale = 1.0 if model == "shift" else places.scale(candidate.place)
         step = max(original.search_plane.step, crop.search_plane.step / scale)
         levels = max(1, math.ceil(math.log2(max(1.0, candidate.step / step)) - 0.2) + (model != "shift"))
-        fit = coarse_to_fine(
-            lambda level, step=step, scale=scale: paired(original, crop, step * 2.0**level, scale, s),
-            levels, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc,
-        )  # fmt: skip
+        pair_at = partial(_paired_at, original, crop, step, scale, s)
+        fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
         if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
             continue
         seen.append(fit.place)
-        pair = paired(original, crop, step, scale, s)
+        pair = pair_at(0)
         found: Found | None = Found(fit, compare(pair, fit.place, s), method, pair)
         assert found is not None
         small = max(found.pair.crop.size_wh) < s.small_px and step > 1.5
@@ -113,7 +116,8 @@ def closer(
 ) -> Found | None:
     """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
 
-    The first model stands unless a later one fits clearly better; None if the pictures do not look alike any more.  Cost: the full decode of both pictures.
+    The first model stands unless a later one fits clearly better; None if the pictures do not look alike any more.
+    Cost: the full decode of both pictures.
     """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
@@ -152,7 +156,7 @@ def around(original: Plane, place: Affine, crop_wh: tuple[int, int], margin_px: 
 
 def compare(pair: Pair, place: Affine, s: MatcherSettings) -> Evidence:
     """:func:`verify` with the settings' tiles."""
-    return verify(pair, place, most_tiles=s.most_tiles, least_tile_px=s.least_tile_px, noise=s.noise)
+    return verify(pair, place, most_tiles=s.most_tiles, least_tile_px=s.least_tile_px, noise=s.noise, weak=s.weak)
 
 
 def refit(found: Found, start: Affine, model: str, s: MatcherSettings) -> Found:

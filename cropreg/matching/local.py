@@ -19,7 +19,7 @@ from cropreg.matching.plane import Pair
 
 @dataclass(frozen=True)
 class Displacements:
-    """Per tile (rows, columns): shift (rows, columns, 2) and its predicted error, in original pixels; NaN where no corner is."""
+    """Per tile (rows, columns): shift (rows, columns, 2) and its predicted error, in original pixels; infinite without texture."""
 
     shifts_px: NDArray[np.float64]
     sigmas_px: NDArray[np.float64]
@@ -44,10 +44,12 @@ def displacements(pair: Pair, place: Affine, tile_px: int) -> Displacements:
 
     xx, xy, yy = sums(gx * gx), sums(gx * gy), sums(gy * gy)
     bx, by, rr = sums(gx * rest), sums(gy * rest), sums(rest * rest)
-    det = np.maximum(xx * yy - xy * xy, 1e-6)
+    det = xx * yy - xy * xy
+    flat = det < 1e-6 * (1 + xx * yy)
+    det = np.where(flat, 1.0, det)
     dx, dy = (yy * bx - xy * by) / det, (xx * by - xy * bx) / det
     left = np.maximum(rr - dx * bx - dy * by, 0) / (tw * th) + 0.02  # 0.02: rounding to whole grey levels, smoothed
-    variance = left * (xx + yy) / det  # of dx plus of dy
+    variance = np.where(flat, np.inf, left * (xx + yy) / det)  # of dx plus of dy
     to_px = pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    # a shift of the crop's content by d means that the place must move by -d
-    return Displacements(np.stack([-dx, -dy], -1) * to_px, np.sqrt(variance) * to_px)
+    # target(x) = original(x + d): the tile's content lies at d from where the place puts it
+    return Displacements(np.stack([dx, dy], -1) * to_px, np.sqrt(variance) * to_px)

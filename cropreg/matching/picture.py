@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import math
+from collections.abc import Callable
 from functools import cached_property
 
 import cv2
@@ -10,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg import images
-from cropreg.matching.plane import Plane, band_pass
+from cropreg.errors import UnreadableImage
+from cropreg.matching.plane import Plane
+from cropreg.matching.progressive import first_scan
 
 SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
+KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 1_000_000  # a picture this small costs little to decode whole, and is then exact at once
 
 
@@ -37,7 +42,10 @@ class Picture:
         self._with_proxy = with_proxy
         self._full: NDArray[np.uint8] | None = None
         self._color: NDArray[np.uint8] | None = None
-        self._planes: dict[tuple[float, int], Plane] = {}  # by step and band; band 0: smoothed only, -1: not even that
+        self._reduced_color: NDArray[np.uint8] | None = None
+        self._halved: dict[float, Plane] = {}
+        self._planes: dict[tuple[float, int], Plane] = {}  # by step and band, 0 for none
+        self._source: Callable[[], NDArray[np.uint8]] = self._decoded
 
     @classmethod
     def of_pixels(cls, pixels: NDArray[np.uint8], name: str) -> Picture:
@@ -75,41 +83,68 @@ class Picture:
         """The grey plane that the search looks at: libjpeg's 1/8 picture of large JPEGs, else the full picture."""
         if self.factor == 1:
             return Plane(self.full())
-        reduced = images.decode_reduced(self._data, self.name, self.factor, grey=not self._with_proxy, header=self.header)
+        reduced = self._reduced(grey=not self._with_proxy)
         pixels = reduced.pixels
         if self._with_proxy:
             self._reduced_color = pixels
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
         shift_x, shift_y = reduced.shift_xy
         return Plane(pixels, (float(self.factor), float(self.factor)), (float(shift_x), float(shift_y)))
 
+    def _reduced(self, grey: bool) -> images.Reduced:
+        """The 1/8 picture; of a progressive file only its first scan is decoded."""
+        if self.header.progressive:
+            start = first_scan(self._data)
+            if start is not None:
+                with contextlib.suppress(UnreadableImage):
+                    return images.decode_reduced(start, self.name, self.factor, grey=grey, header=self.header)
+        return images.decode_reduced(self._data, self.name, self.factor, grey=grey, header=self.header)
+
+    def plane(self, step: float) -> Plane:
+        """The search plane at about ``step`` full-size pixels per pixel; halvings are kept for the next crop."""
+        halvings = math.log2(step / self.search_plane.step)
+        if abs(halvings - round(halvings)) > 1e-6 or halvings < 0.5:
+            return self.search_plane.resampled(step)
+        if step not in self._halved:
+            self._halved[step] = self.plane(step / 2).resampled(step)
+        return self._halved[step]
+
     def smooth(self, step: float, sigma_px: float) -> Plane:
-        """The search plane at about ``step`` full-size pixels per pixel, float32, behind a Gaussian; kept for the next crop."""
-        key = (round(step, 3), 0)
-        if key not in self._planes:
-            finer = [k[0] for k in self._planes if k[1] == -1 and abs(step / k[0] - round(step / k[0])) < 1e-3 and k[0] < step]
-            source = self._planes[max(finer), -1] if finer else self.search_plane
-            self._planes[key[0], -1] = source.resampled(step)
-            self._planes[key] = self._planes[key[0], -1].smoothed(sigma_px)
-        return self._planes[key]
+        """:meth:`plane`, float32, behind a Gaussian; the last few are kept."""
+        return self._kept((step, 0), lambda: self.plane(step).smoothed(sigma_px))
 
     def band(self, step: float, sigma_px: float, band_px: int) -> Plane:
-        """:meth:`smooth` and then band-passed whole; kept too."""
-        key = (round(step, 3), band_px)
+        """:meth:`smooth`, band-passed whole; the last few are kept."""
+        return self._kept((step, band_px), lambda: self.smooth(step, sigma_px).band_passed(band_px))
+
+    def _kept(self, key: tuple[float, int], make: Callable[[], Plane]) -> Plane:
         if key not in self._planes:
-            plane = self.smooth(step, sigma_px)
-            self._planes[key] = replace(plane, pixels=band_pass(plane.pixels, band_px))  # type: ignore[arg-type]
+            if len(self._planes) >= KEPT_PLANES:
+                self._planes.pop(next(iter(self._planes)))
+            self._planes[key] = make()
         return self._planes[key]
 
     def full(self) -> NDArray[np.uint8]:
         """The grey picture at full size (H, W)."""
         if self._full is None:
-            if self._with_proxy and self.factor == 1:
-                self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
-                self._full = cv2.cvtColor(self._color, cv2.COLOR_RGB2GRAY)
-            else:
-                self._full = images.decode_grey(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+            self._full = self._source()
         return self._full
+
+    def _decoded(self) -> NDArray[np.uint8]:
+        if self._with_proxy and self.factor == 1:
+            self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+            return np.asarray(cv2.cvtColor(self._color, cv2.COLOR_RGB2GRAY), np.uint8)
+        return images.decode_grey(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
+
+    def mirrored(self) -> Picture:
+        """This picture with left and right exchanged; shares what was decoded."""
+        twin = Picture(b"", self.name)
+        twin.header = self.header
+        plane = self.search_plane
+        right = plane.shift_xy[0] + plane.size_wh[0] * plane.step_xy[0]
+        twin.search_plane = Plane(cv2.flip(plane.pixels, 1), plane.step_xy, (self.size_wh[0] - right, plane.shift_xy[1]))
+        twin._source = lambda: np.asarray(cv2.flip(self.full(), 1), np.uint8)
+        return twin
 
     def proxy(self, long_side: int, quality: int) -> tuple[bytes, int, int]:
         """The small JPEG copy that training reads, from the same decode as the search: (bytes, width, height).
@@ -118,9 +153,7 @@ class Picture:
         """
         if self.factor > 1:
             self.search_plane  # noqa: B018  decodes
-            color = getattr(self, "_reduced_color", None)
-            if color is None:
-                color = images.decode_reduced(self._data, self.name, self.factor, grey=False, header=self.header).pixels
+            color = self._reduced_color if self._reduced_color is not None else self._reduced(grey=False).pixels
         else:
             if self._color is None and self._data:
                 self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
@@ -128,9 +161,7 @@ class Picture:
         shrink = min(1.0, long_side / max(color.shape[:2]))
         w, h = (max(1, round(n * shrink)) for n in (color.shape[1], color.shape[0]))
         small = cv2.resize(color, (w, h), interpolation=cv2.INTER_AREA)
-        done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        assert done
-        return jpeg.tobytes(), w, h
+        return images.encode_jpeg(np.asarray(small, np.uint8), quality), w, h
 
     def forget(self) -> None:
         """Lets go of the pixels at full size; what is needed again is decoded again."""
@@ -138,3 +169,5 @@ class Picture:
             self._full = self._color = None
             if self.factor == 1:
                 self.__dict__.pop("search_plane", None)
+                self._halved.clear()
+                self._planes.clear()

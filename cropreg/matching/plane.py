@@ -81,6 +81,10 @@ class Plane:
         pixels = cv2.GaussianBlur(self.pixels.astype(np.float32), (0, 0), sigma_px)
         return Plane(pixels, self.step_xy, self.shift_xy)
 
+    def band_passed(self, width_px: int) -> Plane:
+        """A float32 copy without the mean of a square of ``width_px`` plane pixels."""
+        return Plane(band_pass(self.pixels, width_px), self.step_xy, self.shift_xy)
+
 
 def between(original: Plane, crop: Plane, place: Affine) -> Affine:
     """The place as a map from pixel *centres* of the crop's plane to pixel centres of the original's plane, as cv2 wants it."""
@@ -93,9 +97,10 @@ def from_between(original: Plane, crop: Plane, matrix: Affine) -> Affine:
     return compose(original.to_full, compose(plane_corners, invert(crop.to_full)))
 
 
-def band_pass(pixels: NDArray[np.float32], width_px: int) -> NDArray[np.float32]:
+def band_pass(pixels: NDArray[np.generic], width_px: int) -> NDArray[np.float32]:
     """Takes away the mean of a square of ``width_px``: slow changes of tone, vignettes and shading hardly remain."""
-    return pixels - cv2.blur(pixels, (width_px, width_px))
+    floats = pixels.astype(np.float32, copy=False)
+    return floats - cv2.blur(floats, (width_px, width_px))
 
 
 def warped(original: Plane, matrix: Affine, size_wh: tuple[int, int]) -> NDArray[np.float32]:
@@ -145,7 +150,7 @@ class Pair:
 
     def target(self) -> NDArray[np.float32]:
         """The band-passed crop (h, w)."""
-        return self.bands[1].pixels if self.bands else band_pass(self.crop.pixels, self.band_px)  # type: ignore[return-value,arg-type]
+        return self.bands[1].pixels if self.bands else band_pass(self.crop.pixels, self.band_px)  # type: ignore[return-value]
 
     def moved(self, matrix: Affine) -> NDArray[np.float32]:
         """The band-passed original on the crop's grid (h, w); ``matrix`` as from :func:`between` with :attr:`grid`."""

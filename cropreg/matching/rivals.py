@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching import place as places
-from cropreg.matching.follow import Found, compare
-from cropreg.matching.place import compose, invert
+from cropreg.matching.follow import Found, compare, paired, refit
+from cropreg.matching.picture import Picture
+from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Pair, Plane, band_pass, between
 from cropreg.matching.register import coarse_to_fine
 from cropreg.matching.search import correlation_map, peaks
@@ -20,47 +21,76 @@ from cropreg.matching.settings import MatcherSettings
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What lies elsewhere: the best plain correlation (None where the crop leaves no room), and places that come near."""
+    """What lies elsewhere: the best plain correlation (None where the crop leaves no room), and places that fit nearly as well."""
 
     score: float | None
-    places: list[Found]
+    places: list[Affine]
 
 
-def rivals(found: Found, crop_wh: tuple[int, int], s: MatcherSettings) -> Elsewhere:
-    """Looks for other places of the same size and turn, at the scale of the search, and finer when the crop's texture is finer.
+def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Elsewhere:
+    """Looks for other places of the same size and turn, at the scale of the search, and finer when the crop repeats itself.
 
-    Cost: below a millisecond unless the crop's texture is fine, then one correlation of the planes.
+    Cost: a millisecond, or the correlation of the planes where the crop repeats itself.
     """
-    original = found.pair.original
+    found = _on_whole_plane(original, crop, found, s)
     template, corner_xy = _on_grid(found)
-    factor = max(1, min(round(max(template.shape) / s.template_px), min(template.shape) // 4))
     if min(template.shape) < 6:
         return Elsewhere(None, [])
-    fine = float(band_pass(template, s.band_px).std())
-    coarse = Plane(template).reduced(factor).pixels
-    is_fine = float(band_pass(coarse.astype(np.float32), s.band_px).std()) < s.fine_texture * fine
+    factor = max(1, min(round(max(template.shape) / s.template_px), min(template.shape) // 4))
+    levels = (factor, 1) if factor > 1 and _repeats(template, s) else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
-    for k in (factor, 1) if is_fine and factor > 1 else (factor,):
-        whole = original.reduced(k).pixels.astype(np.float32, copy=False)
+    for k in levels:
+        whole = found.pair.original.reduced(k).pixels.astype(np.float32, copy=False)
         part = Plane(template).reduced(k).pixels.astype(np.float32, copy=False)
         if part.shape[0] > whole.shape[0] or part.shape[1] > whole.shape[1]:
             continue
-        # pixel centres: a corner at c plane pixels lies at (c + 0.5) / k - 0.5 on the reduced grid
-        here_x, here_y = ((c + 0.5) / k - 0.5 + 0.5 * (1 - 1 / k) for c in corner_xy)
+        # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
+        here_x, here_y = (c / k for c in corner_xy)
         for banded in (False, True):
             scores = correlation_map(*((band_pass(whole, s.band_px), band_pass(part, s.band_px)) if banded else (whole, part)))
             x, y = round(here_x), round(here_y)
-            apart = 2 if factor > 1 and k > 1 else s.rival_apart_px
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
+            apart = s.rival_apart_px
             scores[max(0, y - apart) : y + apart + 1, max(0, x - apart) : x + apart + 1] = -1
             for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=apart):
                 if not banded:
                     best = ncc if best is None else max(best, ncc)
-                if banded and ncc > max(0.3, s.rival_share * at_place):
-                    starts.append((ncc, (peak_x - here_x) * k, (peak_y - here_y) * k))
+                if ncc > (max(0.3, s.rival_share * at_place) if banded else at_place - s.rival_gap):
+                    starts.append((ncc + banded, (peak_x - here_x) * k, (peak_y - here_y) * k))
     starts.sort(reverse=True)
-    return Elsewhere(best, _registered(found, starts[: s.search_peaks], factor, crop_wh, s))
+    return Elsewhere(best, _registered(found, starts[: s.search_peaks], factor, crop.size_wh, s))
+
+
+def _repeats(template: NDArray[np.float32], s: MatcherSettings) -> bool:
+    """Whether the liveliest part of the crop is like its own surroundings, so that the scale of the search may not tell them apart."""
+    band = band_pass(template, s.band_px)
+    side, reach = s.repeat_px, s.repeat_px // 2
+    h, w = band.shape
+    if min(h, w) < 2 * side:
+        return True
+    energy = cv2.blur(band * band, (side, side))[side : h - side + 1, side : w - side + 1]
+    y, x = np.unravel_index(int(energy.argmax()), energy.shape)
+    part = band[y + side // 2 : y + side // 2 + side, x + side // 2 : x + side // 2 + side]
+    near = band[
+        max(0, y + side // 2 - reach) : y + side // 2 + side + reach, max(0, x + side // 2 - reach) : x + side // 2 + side + reach
+    ]
+    scores = correlation_map(near, part)
+    _, _, _, (px, py) = cv2.minMaxLoc(scores)
+    scores[max(0, py - 3) : py + 4, max(0, px - 3) : px + 4] = -1
+    return float(scores.max()) > s.repeat_ncc
+
+
+def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
+    """The same place on the whole search plane, where it was judged on a part of the original at more resolution."""
+    if (
+        found.pair.original.size_wh == original.search_plane.size_wh
+        or found.pair.original.shift_xy == original.search_plane.shift_xy
+    ):
+        return found
+    scale = 1.0 if found.is_shift else places.scale(found.place)
+    step = max(original.search_plane.step, crop.search_plane.step / scale)
+    return refit(replace(found, pair=paired(original, crop, step, scale, s)), found.place, "shift", s)
 
 
 def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
@@ -85,26 +115,22 @@ def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
 
 def _registered(
     found: Found, starts: list[tuple[float, float, float]], factor: int, crop_wh: tuple[int, int], s: MatcherSettings
-) -> list[Found]:
-    """Registers rivals given as (ncc, x, y) moves in plane pixels, and verifies them."""
+) -> list[Affine]:
+    """Registers rivals given as (order, x, y) moves in plane pixels; those that fit nearly as well as the place itself."""
     original, crop = found.pair.original, found.pair.crop
-    result: list[Found] = []
+    result: list[Affine] = []
     factors = [2**i for i in range(max(1, math.ceil(math.log2(factor + 1))) - 1, 0, -1)]
-    pairs = [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors if min(crop.size_wh) >= 12 * i] + [found.pair]
+    pairs = (
+        [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors if min(crop.size_wh) >= 12 * i] if starts else []
+    )
+    pairs.append(found.pair)
     for _, move_x, move_y in starts:
         start = compose(places.shifted(move_x * original.step_xy[0], move_y * original.step_xy[1]), found.place)
-        fit = coarse_to_fine(lambda level: pairs[-1 - level], len(pairs), start, "shift", iterations=8, least_ncc=s.least_ncc)
-        if not fit.converged:
+        fit = coarse_to_fine(pairs[::-1].__getitem__, len(pairs), start, "shift", iterations=s.iterations, least_ncc=s.least_ncc)
+        if not fit.converged or 1 - fit.ncc**2 > s.rival_look * (1 - found.fit.ncc**2 + 0.002):
             continue
-        known = [found, *result]
-        if any(places.distance_px(fit.place, k.place, crop_wh) < 2 * original.step for k in known):
-            continue
-        evidence = compare(found.pair, fit.place, s)
-        if evidence.inside > s.least_inside:
-            result.append(replace(found, fit=fit, evidence=evidence))
+        apart = 2 * original.step
+        new = all(places.distance_px(fit.place, known, crop_wh) >= apart for known in (found.place, *result))
+        if new and compare(found.pair, fit.place, s).inside > s.least_inside:
+            result.append(fit.place)
     return result
-
-
-def residual_ratio(found: Found, rival: Found) -> float:
-    """How much worse the rival fits: its mean squared rest divided by that of the place."""
-    return (rival.fit.residual + 1e-5) / (found.fit.residual + 1e-5)

@@ -43,6 +43,9 @@ class MatcherSettings(Settings):
     noise: float = Field(
         0.4, gt=0, description="grey levels; a tile with less band-passed deviation has no texture; rounding makes 0.1 to 0.3"
     )
+    weak: float = Field(
+        0.12, ge=0, lt=1, description="share of the crop's deviation; weaker tiles drown in JPEG noise at low quality"
+    )
     blank: float = Field(0.8, ge=0, description="grey levels; a crop with less deviation shows nothing")
     flat_texture: float = Field(
         1.0, ge=0, description="grey levels; band-passed deviation below which a crop not found counts as flat"
@@ -67,11 +70,12 @@ class MatcherSettings(Settings):
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     sweep_peaks: int = Field(8, description="candidates followed after the sweep of scales")
     rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
-    rival_apart_px: int = Field(4, description="plane px; nearer peaks are the place itself")
+    rival_apart_px: int = Field(2, description="plane px; nearer peaks are the place itself")
+    rival_gap: float = Field(0.02, description="plain NCC below the place's own, within which another peak is a rival, too")
+    rival_look: float = Field(8.0, description="a rival's unexplained share over the place's, below which full-size windows decide")
     rival_ratio: float = Field(1.6, gt=1, description="a rival's squared rest over the place's, below which both fit equally well")
-    fine_texture: float = Field(
-        0.35, description="share of the band-passed deviation left at the search's scale; less = look finer"
-    )
+    repeat_px: int = Field(32, ge=8, description="plane px; side of the part that is compared with its own surroundings")
+    repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
 
     repair: float = Field(
@@ -97,6 +101,7 @@ class MatcherSettings(Settings):
         3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
     )
     calm_most: float = Field(12.0, description="90% quantile of the same")
+    map_step_px: int = Field(8, ge=1, description="full-size px per px of the map on which windows are chosen")
     window_px: int = Field(
         128, ge=32, description="original px; side of a full-size window: a moved object fills it, noise averages out"
     )
@@ -107,5 +112,22 @@ class MatcherSettings(Settings):
     window_sigma: float = Field(0.25, description="working px; predicted error above which a window's shift says nothing")
     moved_px: float = Field(0.7, gt=0, description="original px; bursts spread by 1.36 or more, true crops by 0.63 at most")
     moved_ratio: float = Field(1.6, gt=1, description="unexplained share at the common place over that at a window's own place")
-    burst_share: float = Field(0.3, description="share of moved windows that makes a neighbouring frame; fewer are doubtful")
+    burst_share: float = Field(0.25, description="share of moved windows that makes a neighbouring frame; fewer are doubtful")
+    burst_windows: int = Field(2, ge=1, description="moved windows that make a neighbouring frame")
+    suspect_px: float = Field(0.9, gt=0, description="original px; a tile that wants to move less than this is left alone")
+    suspect_ratio: float = Field(
+        9.0, description="displacement over its error that sends a tile to full size; objects that moved reach 10 to 48"
+    )
+    suspect_least: float = Field(5.0, description="the same, for further tiles once one is clear")
+    most_suspects: int = Field(6, ge=0, description="such tiles looked at, the clearest first")
+    rescan_scale: float = Field(
+        1.1, description="turned crops of nearly the original's size must share its noise, or are another scan"
+    )
+    same_noise: float = Field(
+        0.3, description="correlation of fine structure: turned crops 0.61 or more, JPEG 75 0.44, other exposures to 0.25"
+    )
+    noise_std: float = Field(
+        0.5, description="grey levels; with less fine structure in either picture there is no noise to compare"
+    )
+    frame_gain: float = Field(0.004, description="gain in score from leaving out an even border that makes it a frame")
     ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cropreg.matching import place as places
-from cropreg.matching.fine import Window, choose_windows, common_shift, common_similarity, moved_share, register_windows
+from cropreg.matching.fine import (
+    Window,
+    choose_windows,
+    common_shift,
+    common_similarity,
+    moved_windows,
+    register_windows,
+    window_at,
+)
 from cropreg.matching.follow import Found, closer, paired, refit
 from cropreg.matching.local import displacements
+from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
@@ -22,7 +31,7 @@ class Settled:
     """A place settled as well as it can be.
 
     ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``windows`` are the full-size windows that
-    could be compared, of ``tried``; None when none were needed.  ``moved`` is the share of them whose content lies elsewhere.
+    could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere.
     """
 
     found: Found
@@ -31,22 +40,26 @@ class Settled:
     sigma_px: float
     windows: list[Window] | None = None
     tried: int = 0
-    moved: float = 0.0
+    moved: int = 0
+    noise: SharedNoise | None = None
 
 
 def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Settled:
     """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
     found, kept = _kept_or_free(original, crop, found, s)
-    calm = _is_calm(found, s)
+    unrest = _unrest(found, s)
     if not kept and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
         found = closer(original, crop, found, s, ("free",)) or found
-        calm = _is_calm(found, s)
-    if calm and (not kept or _is_exact(found, kept, s)):
+        unrest = _unrest(found, s)
+    same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
+    if unrest.calm and not same_size and (not kept or _is_exact(found, kept, s)):
         return Settled(found, found.place, kept, found.fit.sigma_px)
+    full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    rectangles = choose_windows(crop.search_plane, crop.size_wh, size, s.windows_per_side)
+    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
+    rectangles += [window_at(center, size, crop.size_wh) for center in unrest.suspects]
     windows = register_windows(
-        Plane(original.full()), Plane(crop.full()), found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+        full_o, full_c, found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
     )  # fmt: skip
     place, sigma = found.place, found.fit.sigma_px
@@ -56,8 +69,40 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
     elif len(windows) >= 3:
         common = common_similarity(windows, place)
-    moved = moved_share(windows, found.place, common, s.moved_px, s.moved_ratio)
-    return Settled(found, place, kept, sigma, windows, len(rectangles), moved)
+    moved = moved_windows(windows, found.place, common, s.moved_px, s.moved_ratio)
+    noise = (
+        shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
+        if same_size or (kept and unrest.suspects)
+        else None
+    )
+    return Settled(found, place, kept, sigma, windows, len(rectangles), moved, noise)
+
+
+def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
+    """The best of a place and its rivals at full size, and whether another fits as well there.  Cost: the full decode, if any rivals."""
+    if not rivals:
+        return found, False
+    full_o, full_c = Plane(original.full()), Plane(crop.full())
+    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
+    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
+    candidates = [found.place, *rivals]
+    rests = []
+    for place in candidates:
+        windows = register_windows(
+            full_o, full_c, place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+            iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, most_sigma_px=np.inf,
+        )  # fmt: skip
+        rests.append((sum(w.rest for w in windows) + len(rectangles) - len(windows)) / len(rectangles) + 0.002)
+    best = int(np.argmin(rests))
+    tied = sorted(rests)[1] < s.rival_ratio * rests[best]
+    if best == 0:
+        return found, tied
+    return refit(replace(found, pair=_whole_pair(original, crop, found, s)), candidates[best], "shift", s), tied
+
+
+def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Pair:
+    scale = 1.0 if found.is_shift else places.scale(found.place)
+    return paired(original, crop, max(original.search_plane.step, crop.search_plane.step / scale), scale, s)
 
 
 def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
@@ -114,11 +159,46 @@ def _is_exact(found: Found, kept: bool, s: MatcherSettings) -> bool:
     return sigma < s.certain_px and part < s.certain_part
 
 
-def _is_calm(found: Found, s: MatcherSettings) -> bool:
-    """Whether no tile wants to move by more than its own error explains."""
-    moved = displacements(found.pair, found.place, s.motion_tile_px)
-    corner = moved.sigmas_px < s.motion_sigma * found.pair.step
+def _reduced_to(plane: Plane, step_px: int) -> Plane:
+    """The plane at about ``step_px`` full-size pixels per pixel, as a map of where texture is; small planes stay as they are."""
+    return plane.reduced(max(1, min(round(step_px / plane.step), min(plane.size_wh) // 24)))
+
+
+@dataclass(frozen=True)
+class _Unrest:
+    """Whether all tiles lie still, and the centres (x, y), in crop pixels, of those that most clearly do not."""
+
+    calm: bool
+    suspects: list[tuple[float, float]]
+
+
+def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
+    """Looks for tiles that want to move by more than their own error explains.
+
+    Aliasing moves tiles of a true crop at random; what has moved in the scene moves larger tiles, and the smaller ones in them, alike.
+    """
+    small = displacements(found.pair, found.place, s.motion_tile_px)
+    corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return False
-    relative = np.hypot(moved.shifts_px[..., 0], moved.shifts_px[..., 1])[corner] / moved.sigmas_px[corner]
-    return float(np.median(relative)) < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
+        return _Unrest(False, [])
+    relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
+    calm = float(np.median(relative)) < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
+    large = displacements(found.pair, found.place, s.motion_tile_px * 3 // 2)
+    size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
+    sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
+    strength = np.where(sure, size / np.maximum(large.sigmas_px, 1e-6), 0.0)
+    grid, (rows, columns), suspects = found.pair.grid, strength.shape, []
+    for k in np.argsort(-strength, axis=None, kind="stable")[: s.most_suspects]:
+        row, column = divmod(int(k), columns)
+        if strength[row, column] < s.suspect_least:
+            break
+        part = small.shifts_px[
+            (2 * row + 1) * small.shifts_px.shape[0] // (2 * rows), (2 * column + 1) * small.shifts_px.shape[1] // (2 * columns)
+        ]
+        along = float(part @ large.shifts_px[row, column]) / size[row, column]
+        if along >= s.suspect_px / 2 and along >= 0.7 * float(np.hypot(*part)):
+            x, y = (column + 0.5) * (grid.size_wh[0] // columns), (row + 0.5) * (grid.size_wh[1] // rows)
+            suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
+    if float(strength.max()) < s.suspect_ratio:
+        suspects = []  # nothing clear enough to pay for full size
+    return _Unrest(calm and not suspects, suspects)

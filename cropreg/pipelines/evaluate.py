@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import ray.data
-import torch
 from numpy.typing import NDArray
 
 from cropreg import boxes as boxmath
@@ -19,7 +18,7 @@ from cropreg.evaluation import evaluate, table
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictions, Predictor
-from cropreg.schema import BoxDataset
+from cropreg.schema import BoxDataset, fingerprint
 from cropreg.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
     summary: dict[str, Any] = {"verb": "evaluate", "out": run_uri, "boxes": uri, "split": settings.split, "n": len(data)}
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
-    predictions = _predict(run_uri, dataset, len(data), settings, address)
+    predictions = _predict(run_uri, predictor, dataset, len(data), settings, address)
     truth = data.labels.boxes_norm
     result = evaluate(
         predictions.boxes_norm,
@@ -72,14 +71,18 @@ def _boxes_of(run_uri: str) -> str:
     return boxes
 
 
-def _predict(run_uri: str, dataset: BoxDataset, rows: int, settings: EvaluateSettings, address: str | None) -> Predictions:
+def _predict(
+    run_uri: str, predictor: Predictor, dataset: BoxDataset, rows: int, settings: EvaluateSettings, address: str | None
+) -> Predictions:
     """The model's boxes for all rows, in their order, computed over the cluster."""
     cluster.connect(address)
     size = settings.batch_size
     blocks = max(1, min(-(-rows // size), max(32, int(4 * cluster.total("CPU")))))
     data = ray.data.range(rows, override_num_blocks=blocks)
-    same: dict[str, Any] = {"run_uri": run_uri, "dataset": dataset, "split": settings.split, "read_from": settings.from_}
-    data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same)
+    key = fingerprint([run_uri, predictor.info.sha256, dataset.fingerprint, settings.split, settings.from_])
+    on_gpu = cluster.total("GPU") >= 1
+    same: dict[str, Any] = {"key": key, "run_uri": run_uri, "dataset": dataset, "settings": settings, "on_gpu": on_gpu}
+    data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same, num_gpus=1 if on_gpu else None)
     found, spread = np.empty((rows, 4)), np.empty((rows, 4))
     with cluster.faults_named(), Progress("evaluate", rows, "pictures") as progress:
         for batch in data.iter_batches(batch_size=size, batch_format="numpy"):
@@ -88,18 +91,17 @@ def _predict(run_uri: str, dataset: BoxDataset, rows: int, settings: EvaluateSet
     return Predictions(found, spread)
 
 
-_open: dict[tuple[str, str, str], tuple[Predictor, CropDataset]] = {}  # one a worker process, which Ray uses for many batches
+_open: dict[str, tuple[Predictor, CropDataset]] = {}  # one a worker process, which Ray uses for many batches
 
 
 def _predict_rows(
-    batch: dict[str, NDArray[Any]], run_uri: str, dataset: BoxDataset, split: str, read_from: Any
+    batch: dict[str, NDArray[Any]], key: str, run_uri: str, dataset: BoxDataset, settings: EvaluateSettings, on_gpu: bool
 ) -> dict[str, NDArray[Any]]:
-    key = (run_uri, dataset.fingerprint, split)
     if key not in _open:
         _open.clear()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        predictor = Predictor.open(run_uri, device)
-        _open[key] = predictor, CropDataset(dataset, split, predictor.info.architecture.image_side, read_from=read_from)
+        predictor = Predictor.open(run_uri, "cuda" if on_gpu else "cpu")
+        side = predictor.info.architecture.image_side
+        _open[key] = predictor, CropDataset(dataset, settings.split, side, read_from=settings.from_)
     predictor, data = _open[key]
     predictions = predictor.predict([data.picture(int(row)) for row in batch["id"]])
     return {"row": batch["id"], "box": predictions.boxes_norm, "spread": predictions.spread}

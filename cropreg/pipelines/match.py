@@ -38,6 +38,7 @@ from cropreg.schema import (
     latest_manifest,
     parquet_bytes,
     proxies_bytes,
+    top_reasons,
 )
 from cropreg.settings import MatchSettings
 from cropreg.splits import parse_shares, split_of
@@ -103,7 +104,9 @@ def run(
     removed = sorted(_all_ids(kept) - {pair.pair_id for pair in found}) if kept else []
     if todo or existing is None or removed != existing.manifest.get("removed", []):
         storage.make_folder(out)
-        written = _build(parts, out, config, how, shares, settings, address) if parts else []
+        # Building again gives parts of other names: what is there may be damaged, and must stay until the new dataset stands.
+        again = existing.number if existing and settings.overwrite else 0
+        written = _build(parts, out, [config, again] if again else config, how, shares, settings, address) if parts else []
         _commit(out, written, existing, config, settings.overwrite, removed)
     return {**summary, **_report(BoxDataset.open(out), settings)}
 
@@ -167,18 +170,21 @@ def cut_parts(pairs: Sequence[Pair], pairs_per_part: int) -> list[list[Pair]]:
 def _build(
     parts: Sequence[Sequence[Pair]],
     out: str,
-    config: dict[str, Any],
+    identity: Any,
     how: Labelling,
     shares: tuple[float, ...],
     settings: MatchSettings,
     address: str | None,
 ) -> list[Part]:
-    """Builds all parts over the cluster; returns what was written, in an order that depends on the parts alone."""
+    """Builds all parts over the cluster; returns what was written, in an order that depends on the parts alone.
+
+    ``identity`` is what parts are named by beside their pairs: a part of that name that is there already is taken as it is.
+    """
     cluster.connect(address)
-    config_id = fingerprint(config)
+    identity_id = fingerprint(identity)
     rows = [
         {
-            "name": fingerprint([config_id, sorted([p.pair_id, p.stamp] for p in part)]),
+            "name": fingerprint([identity_id, sorted([p.pair_id, p.stamp] for p in part)]),
             "pairs": json.dumps([asdict(p) for p in part]),
         }
         for part in parts
@@ -259,7 +265,7 @@ def _report(dataset: BoxDataset, settings: MatchSettings) -> dict[str, Any]:
     tried = table.num_rows - counts.get(UNPAIRED, 0)
     bad = tried - counts.get(FOUND, 0)
     result: dict[str, Any] = {"code": 0, "counts": counts, "manifest": dataset.number}
-    result["top_reasons"] = Counter(f"{row['verdict']}: {row['reason']}" for row in problems).most_common(3)
+    result["top_reasons"] = top_reasons(problems)
     if tried and bad / tried > settings.max_bad_share:
         result["code"] = 6
         result["message"] = (

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 from numpy.typing import NDArray
 
 from cropreg import checkpoint, storage, writing
 from cropreg.boxes import EDGES, Box
-from cropreg.errors import CropregError, InputError, OutputError, UnreadableImage, UsageError
+from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor, read_small
-from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions
+from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry
 
@@ -38,56 +37,71 @@ def run(
     What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
 
     Raises:
-        UsageError: ``out`` is ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
+        UsageError: ``out`` holds ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
         ModelError: the checkpoint is damaged. ClusterError: Ray failed.
     """
     run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
-    if out == images:
-        raise UsageError(f"{out}: crops must go to another folder than the originals, which are never touched.")
+    if f"{images}/".startswith(f"{out}/"):
+        raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
     model_id = _model_id(run_uri, settings)
     entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
     if not entries:
         raise InputError(
             f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
         )
-    done = {} if settings.overwrite else _done(out, model_id, entries)
+    finished, unfinished = _earlier(out)
+    if not settings.overwrite:
+        _refuse_others(out, model_id, [*finished, *unfinished])
+    # Writing again starts anew, but goes on where it was itself interrupted.
+    done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], model_id, entries)
     todo = [entry for entry in entries if entry.uri not in done]
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(todo)}
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
     storage.make_folder(out)
     rows = list(done.values()) + (_predict(todo, run_uri, out, model_id, settings, address) if todo else [])
+    if settings.overwrite:  # crops that the model no longer makes
+        for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
+            storage.remove(uri)
     _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
     counts = Counter(str(row["verdict"]) for row in rows)
-    reasons = Counter(f"{row['verdict']}: {row['reason']}" for row in rows if row["reason"] and row["verdict"] == FAILED)
-    return {**summary, "code": 0, "counts": dict(counts), "top_reasons": reasons.most_common(3)}
+    summary |= {"code": 0, "counts": dict(counts), "top_reasons": top_reasons(row for row in rows if row["verdict"] == FAILED)}
+    if counts[FAILED] / len(rows) > settings.max_bad_share:
+        summary["code"] = 6
+        summary["message"] = (
+            f"{counts[FAILED]} of {len(rows)} pictures failed, more than the share of {settings.max_bad_share:g} that --max-bad-share "
+            f"allows. Every one stands with its reason in {storage.join(out, 'predictions.csv')}."
+        )
+    return summary
 
 
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
     """What decides the result: the weights, their calibration, and the settings that change crops."""
-    best = storage.join(run_uri, "checkpoints/best")
-    info = checkpoint.load_info(best if storage.exists(best) else run_uri)
+    info = checkpoint.load_info(checkpoint.best_of(run_uri))
     fields = {"all", "min_confidence", "quality", "metadata"}
     return fingerprint([info.sha256, info.calibration and info.calibration.model_dump(), settings.model_dump(include=fields)])
 
 
-def _done(out: str, model_id: str, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier, perhaps interrupted, run that still hold, by image.
+def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of an earlier run that finished, and of one that was interrupted."""
+    table, parts = storage.join(out, _TABLE), storage.join(out, _PARTS)
+    finished = read_predictions(table) if storage.exists(table) else []
+    uris = [entry.uri for entry in storage.list_files(parts, (".parquet",))] if storage.is_folder(parts) else []
+    return finished, [row for uri in uris for row in read_predictions(uri)]
 
-    Raises:
-        OutputError: they are of another model or other settings, or ``out`` holds something else.
-    """
-    tables = [storage.join(out, _TABLE)] if storage.exists(storage.join(out, _TABLE)) else []
-    parts = storage.join(out, _PARTS)
-    if storage.is_folder(parts):
-        tables += [entry.uri for entry in storage.list_files(parts, (".parquet",))]
-    rows = [row for uri in tables for row in read_predictions(uri)]
+
+def _refuse_others(out: str, model_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Raises OutputError if the rows are of another model or other settings, or ``out`` holds something else."""
     if any(not row["stamp"].startswith(model_id) for row in rows):
         raise OutputError(
             f"{out}: holds crops of another model or other settings. Use --overwrite to replace them, or another --out."
         )
     if not rows and storage.is_folder(out) and next((e for e in storage.list_files(out) if e.relative != "result.json"), None):
         raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out, or --overwrite.")
+
+
+def _done(rows: Sequence[dict[str, Any]], model_id: str, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """The rows of this model that still hold, by image."""
     stamps = {entry.uri: f"{model_id}/{entry.stamp}" for entry in entries}
     return {row["image_uri"]: row for row in rows if row["verdict"] != FAILED and stamps.get(row["image_uri"]) == row["stamp"]}
 
@@ -96,6 +110,8 @@ def _predict(
     todo: Sequence[Entry], run_uri: str, out: str, model_id: str, settings: PredictSettings, address: str | None
 ) -> list[dict[str, Any]]:
     cluster.connect(address)
+    if settings.use_gpu and cluster.total("GPU") < 1 and not cluster.may_grow(address):
+        raise ClusterError("--use-gpu: Ray finds no GPU on this machine. Leave the flag out.")
     table = pa.Table.from_pylist([{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo])
     data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / settings.batch_size))
     data = data.map_batches(
@@ -122,7 +138,7 @@ def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, setti
     """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
     if model_id not in _open:
         _open.clear()
-        _open[model_id] = Predictor.open(run_uri, "cuda" if settings.use_gpu and torch.cuda.is_available() else "cpu")
+        _open[model_id] = Predictor.open(run_uri, "cuda" if settings.use_gpu else "cpu")
     items = batch.to_pylist()
     rows = crop_batch([(item["uri"], item["relative"]) for item in items], _open[model_id], out, settings)
     for row, item in zip(rows, items, strict=True):
@@ -139,7 +155,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
     for i, (uri, _) in enumerate(items):
         try:
             data = storage.read_bytes(uri)
-            readable.append((i, data, read_small(data, uri, settings.max_pixels)))
+            readable.append((i, data, read_small(data, uri, settings.max_pixels, predictor.info.seen_px)))
         except UnreadableImage as error:
             rows[i] = _failed(uri, str(error))
         except OSError as error:
@@ -147,11 +163,14 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
     if readable:
         predictions = predictor.predict([small.pixels for _, _, small in readable])
         limits, confidence = predictor.intervals(predictions), predictor.confidence(predictions)
+        unsure = "the run had too few pairs in its calib split to know how sure it may be"
+        if predictor.info.calibration is None:
+            unsure = "the training was interrupted before it learned how sure it may be: go on with cropreg train ... --resume"
         for n, (i, data, small) in enumerate(readable):
             box_px = small.to_original(predictions.boxes_norm[n])
             spread_norm = predictions.spread[n]
             limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
-            row = _row(items[i][0], small.size_wh, Box(*box_px), limits_px, float(confidence[n]), spread_norm, settings)
+            row = _row(items[i][0], small.size_wh, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
@@ -165,12 +184,13 @@ def _row(
     limits_px: NDArray[np.float64],
     confidence: float,
     spread_norm: NDArray[np.float64],
+    unsure: str,
     settings: PredictSettings,
 ) -> dict[str, Any]:
     whole = box.rounded(size_wh)
     verdict, reason = ACCEPT, None
     if math.isnan(confidence):
-        verdict, reason = REVIEW, "the run had too few pairs in its calib split to know how sure it may be"
+        verdict, reason = REVIEW, unsure
     elif confidence < settings.min_confidence:
         edge = int(np.argmax(spread_norm))
         verdict = REVIEW
@@ -193,22 +213,27 @@ def _row(
 
 
 def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
-    """Writes the crop and notes where; a picture that cannot be written becomes ``failed`` with the reason."""
+    """Writes the crop and notes where; a picture that cannot be cut becomes ``failed`` with the reason.
+
+    Raises:
+        OutputError: the place cannot be written: the next picture would fail too.
+    """
     uri = storage.join(out, relative)
+    box = Box(*(int(row[k]) for k in ("x1", "y1", "x2", "y2")))
     try:
-        box = Box(*(int(row[k]) for k in ("x1", "y1", "x2", "y2")))
-        crop = writing.cut(data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality)
-        if settings.overwrite:
-            storage.write_whole(uri, crop)
-        elif not storage.create_exclusive(uri, crop) and storage.read_bytes(uri) != crop:
-            raise OutputError(f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out.")
-        row["crop_uri"] = uri
-    except OutputError as error:
-        if not storage.exists(uri):
-            raise  # the place itself cannot be written: the next picture would fail too
-        row.update(verdict=FAILED, reason=str(error))
+        crop = writing.cut(
+            data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels
+        )
     except CropregError as error:
         row.update(verdict=FAILED, reason=str(error))
+        return
+    if settings.overwrite:
+        storage.write_whole(uri, crop)
+    elif not storage.create_exclusive(uri, crop) and storage.read_bytes(uri) != crop:
+        reason = f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out."
+        row.update(verdict=FAILED, reason=reason)
+        return
+    row["crop_uri"] = uri
 
 
 def _failed(uri: str, reason: str) -> dict[str, Any]:

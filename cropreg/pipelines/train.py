@@ -6,6 +6,7 @@ was killed and ``--resume`` all go on in the same way.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,11 +16,13 @@ import os
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, Subset
@@ -27,14 +30,14 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 import cropreg
 from cropreg import calibration, checkpoint, report, storage
 from cropreg.checkpoint import CheckpointInfo
-from cropreg.dataset import MEAN, STD, CropDataset, read_labels
-from cropreg.errors import ClusterError, CropregError, InputError, ModelError, OutputError, UsageError
+from cropreg.dataset import MEAN, STD, CropDataset
+from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UsageError
 from cropreg.logs import EVERY_S, Progress
 from cropreg.metrics import fit_baselines
 from cropreg.model import Architecture, CropRegressor, load_backbone
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor
-from cropreg.schema import SPLITS, BoxDataset, csv_bytes
+from cropreg.schema import FOUND, SPLITS, BoxDataset, csv_bytes
 from cropreg.settings import TrainSettings
 from cropreg.training import Batch, EpochResult, Learner, fit
 
@@ -43,6 +46,12 @@ log = logging.getLogger(__name__)
 _COLLECTIVE_TIMEOUT_S = 300  # workers that wait longer than this for each other have lost one
 _POLL_S = 1.0
 _PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
+_FAILED = "failed.json"  # where a worker leaves word of an error that would come again
+_PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
+    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", _PROGRESS, _FAILED),
+    *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
+)
+_State = Literal["new", "begun", "finished"]
 
 
 def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -53,29 +62,38 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
         ClusterError: Ray failed or has too few CPUs or GPUs. ModelError: training diverged, or the weights are no EfficientNet-B0.
     """
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
-    counts = _count_rows(dataset)
+    counts = _count_rows(dataset, settings.num_workers)
     if settings.batch_size % max(settings.num_workers, 1):
         raise UsageError(f"--batch-size {settings.batch_size} must be a multiple of --num-workers {settings.num_workers}.")
     if settings.batch_size // max(settings.num_workers, 1) < 2:
         raise UsageError(
             f"--batch-size {settings.batch_size}: every one of {settings.num_workers} workers needs at least 2 pictures a step."
         )
+    use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
+    if settings.num_workers == 0 and use_gpu and not torch.cuda.is_available():
+        raise UsageError(
+            "--use-gpu: PyTorch finds no GPU on this machine. Leave the flag out, or see python -m torch.utils.collect_env."
+        )
     summary: dict[str, Any] = {"verb": "train", "out": out, "rows": counts}
+    state = _state_of(out, dataset, settings)
     if dry_run:
         steps = math.ceil(counts["train"] / settings.batch_size)
         return {**summary, "code": 0, "dry_run": True, "steps_per_epoch": steps, "max_epochs": settings.max_epochs}
-    if _take_folder(out, dataset, settings):
+    if state == "finished":
         log.info("run=%s finished before; nothing to do", out)
         return {**summary, **_summary_of(out, settings)}
+    _take_folder(state, out, dataset, settings)
+    if settings.image_side > _seen_px(dataset, settings):
+        log.warning(
+            "image_side=%d is more than the %d px of the proxies: match with a larger --proxy-long-px, or use --from originals",
+            settings.image_side, _seen_px(dataset, settings),
+        )  # fmt: skip
     steps = settings.max_epochs * math.ceil(counts["train"] / settings.batch_size)
     with Progress("train", steps, "steps") as progress:
         if settings.num_workers == 0:
-            on_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
-            error = _learn(dataset, out, settings, torch.device("cuda" if on_gpu else "cpu"), progress)
+            _learn(dataset, out, settings, torch.device("cuda" if use_gpu else "cpu"), progress)
         else:
-            error = _fit_on_cluster(dataset, out, settings, address, progress)
-    if error:
-        raise ModelError(error)
+            _fit_on_cluster(dataset, out, settings, address, progress)
     rows = read_metrics(out)
     storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
     result = _summary_of(out, settings)
@@ -92,52 +110,63 @@ def read_metrics(run: str) -> list[dict[str, float]]:
     return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
-def _count_rows(dataset: BoxDataset) -> dict[str, int]:
-    counts = {split: len(read_labels(dataset, split)) for split in SPLITS}
-    for split in ("train", "val"):
-        if counts[split] < 2:
+def _count_rows(dataset: BoxDataset, num_workers: int) -> dict[str, int]:
+    table = dataset.pairs(["verdict", "split"])
+    found = Counter(table.filter(pc.equal(table["verdict"], FOUND))["split"].to_pylist())
+    counts = {split: found[split] for split in SPLITS}
+    for split, needed in (("train", 2 * max(num_workers, 1)), ("val", 2)):  # BatchNorm needs two pictures in every worker
+        if counts[split] < needed:
             raise InputError(
-                f"{dataset.uri}: {counts[split]} found pairs in the split {split!r}, training needs 2 and should have hundreds. "
+                f"{dataset.uri}: {counts[split]} found pairs in the split {split!r}, training needs {needed} and should have hundreds. "
                 f"Match more pairs, or give that split a larger share: cropreg match ... --split 60/20/10/10."
             )
     return counts
 
 
-def _take_folder(out: str, dataset: BoxDataset, settings: TrainSettings) -> bool:
-    """Makes the run folder ours, or finds it ours already; returns whether the run in it is finished.
+def _state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
+    """Whether ``out`` is to hold a new run, or holds one that may go on or is finished.
 
     Raises:
         OutputError: there is a run and neither ``--resume`` nor ``--overwrite``, or the run there is of other data or settings.
     """
-    ours: dict[str, Any] = {
-        "settings": settings.model_dump(exclude={"resume", "overwrite", "max_failures"}),
-        "dataset": dataset.fingerprint,
-    }
     name = storage.join(out, "run.json")
-    if storage.exists(name) and not settings.overwrite:
-        if not settings.resume:
-            raise OutputError(
-                f"{out}: a run is here already. Use --resume to go on with it, --overwrite to replace it, or another --out."
-            )
-        theirs = json.loads(storage.read_bytes(name))
-        changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
-        may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers"}
-        if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
-            what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
-            raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
-        if storage.exists(storage.join(out, "finished.json")) and not changed:
-            return True
+    if not storage.exists(name):
+        if storage.exists(out) and any(entry.relative != "result.json" for entry in storage.list_files(out)):
+            raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out.")
+        return "new"
+    if settings.overwrite:
+        return "new"
+    if not settings.resume:
+        raise OutputError(
+            f"{out}: a run is here already. Use --resume to go on with it, --overwrite to replace it, or another --out."
+        )
+    theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
+    changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
+    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers"}
+    if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
+        what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
+        raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
+    return "finished" if storage.exists(storage.join(out, "finished.json")) and not changed else "begun"
+
+
+def _identity_of(dataset: BoxDataset, settings: TrainSettings) -> dict[str, Any]:
+    """What a run goes on with, as ``run.json`` keeps it."""
+    return {"settings": settings.model_dump(exclude={"resume", "overwrite", "max_failures"}), "dataset": dataset.fingerprint}
+
+
+def _take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSettings) -> None:
+    """Makes the run folder ours: empty of an earlier run if this one is new, with the settings that hold from now on."""
+    name = storage.join(out, "run.json")
+    if state == "new":
+        for piece in _PIECES:
+            storage.remove(storage.join(out, piece))
+        versions = {"cropreg": cropreg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        facts = {"boxes": dataset.uri, "versions": versions, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    else:
         storage.remove(storage.join(out, "finished.json"))
-        return False
-    if storage.exists(out) and not storage.exists(name) and next(iter(storage.list_files(out)), None):
-        raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out.")
-    for piece in ("checkpoints", "metrics.csv", "finished.json", "curves.png", "ray"):
-        storage.remove(storage.join(out, piece))
-    versions = {"cropreg": cropreg.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    facts = {**ours, "boxes": dataset.uri, "versions": versions, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        facts = json.loads(storage.read_bytes(name))
     storage.make_folder(out)
-    storage.write_whole(name, json.dumps(facts, indent=1).encode())
-    return False
+    storage.write_whole(name, json.dumps({**facts, **_identity_of(dataset, settings)}, indent=1).encode())
 
 
 def _summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
@@ -149,8 +178,8 @@ def _summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
     return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
 
 
-def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress) -> str | None:
-    """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is; returns the error it ended with, if any."""
+def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress) -> None:
+    """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -179,6 +208,7 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
         ),
     )
+    storage.remove(storage.join(out, _FAILED))
     outcome: dict[str, Any] = {}
 
     def fit_trainer() -> None:
@@ -197,12 +227,13 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
     teller.tell()
     storage.remove(storage.join(out, "ray"))  # Ray's own notes on the run; its checkpoints are not there
     storage.remove(storage.join(out, _PROGRESS))
+    if failed := _left_word(out):
+        storage.remove(storage.join(out, _FAILED))
+        raise failed
     if "error" in outcome:
         raise ClusterError(
             f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
         ) from outcome["error"]
-    value = outcome["result"].return_value
-    return value if isinstance(value, str) else None
 
 
 class _Teller:
@@ -231,20 +262,37 @@ def epoch_line(row: Mapping[str, Any], max_epochs: int) -> str:
     )
 
 
-def _worker(config: dict[str, Any]) -> str | None:
-    """What each of Ray Train's processes does.  An error that would come again is returned, not raised, so that Ray does not retry it."""
+def _worker(config: dict[str, Any]) -> None:
+    """What each of Ray Train's processes does.
+
+    A named error would come again.  It is written down before it is raised: raised, it ends the other processes, which would wait for
+    this one; written down, it keeps Ray from training again what will fail again.
+    """
     from ray.train.torch import get_device
 
+    if _left_word(config["out"]):
+        return
     try:
-        return _learn(config["dataset"], config["out"], TrainSettings(**config["settings"]), get_device())
+        _learn(config["dataset"], config["out"], TrainSettings(**config["settings"]), get_device())
     except CropregError as error:
-        return str(error)
+        word = json.dumps({"code": error.exit_code, "message": str(error)})
+        with contextlib.suppress(OutputError):  # a full disk may be the error itself
+            storage.create_exclusive(storage.join(config["out"], _FAILED), word.encode())
+        raise
 
 
-def _learn(
-    dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None = None
-) -> str | None:
-    """The whole of learning in one process of one or several; returns the message of a divergence.
+def _left_word(out: str) -> CropregError | None:
+    """The error that a worker has written down."""
+    name = storage.join(out, _FAILED)
+    if not storage.exists(name):
+        return None
+    word = json.loads(storage.read_bytes(name))
+    kind = next(kind for kind in CropregError.__subclasses__() if kind.exit_code == word["code"])
+    return kind(word["message"])
+
+
+def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None = None) -> None:
+    """The whole of learning in one process of one or several.
 
     ``progress`` is told directly when this is the user's own process; others leave word in the run folder.
     """
@@ -255,7 +303,7 @@ def _learn(
     baselines = fit_baselines(batches.train_data.labels.boxes_norm)
     core = CropRegressor(architecture, baselines["median_box"])
     last = storage.join(out, "checkpoints/last")
-    begun = storage.exists(last) or storage.exists(storage.join(out, "checkpoints/.last-old"))
+    begun = checkpoint.is_there(last)
     if not begun:
         load_backbone(core, settings.weights)
     core = core.to(device).to(memory_format=torch.channels_last)
@@ -270,6 +318,7 @@ def _learn(
         learner.restore(checkpoint.load_state(last, checkpoint.load_info(last)))
     info = CheckpointInfo(
         architecture=architecture,
+        seen_px=_seen_px(dataset, settings),
         mean=MEAN,
         std=STD,
         prior_margins=baselines["median_box"],
@@ -278,15 +327,17 @@ def _learn(
         metrics={},
     )
     recorder = _Recorder(out, settings, learner, info, progress) if rank == 0 else None
-    try:
-        fit(learner, batches, settings, recorder.on_epoch if recorder else _silent, recorder.on_step if recorder else _silent)
-    except ModelError as error:
-        return str(error)
+    fit(learner, batches, settings, recorder.on_epoch if recorder else _silent, recorder.on_step if recorder else _silent)
     if rank == 0:
         _calibrate(dataset, out, settings, device)
     if dist.is_initialized():
         dist.barrier()
-    return None
+
+
+def _seen_px(dataset: BoxDataset, settings: TrainSettings) -> int:
+    """The long side of the pictures that training reads; of originals about as much as the model can tell from more."""
+    proxy_px = int(dataset.manifest["config"].get("proxy_long_px", 512))
+    return proxy_px if settings.from_ == "proxies" else max(512, 2 * settings.image_side)
 
 
 def _silent(*_: Any) -> None:
@@ -357,10 +408,11 @@ class _Recorder:
         folder = storage.join(self._out, "checkpoints")
         if result.is_best:
             checkpoint.save(storage.join(folder, "best"), self._learner.judged, info)
-        checkpoint.save(storage.join(folder, "last"), self._learner.judged, info, self._learner.state())
         whole = {field.name for field in fields(EpochResult) if field.type in ("int", "bool")}
         rows = ({key: int(v) if key in whole else float(f"{v:.6g}") for key, v in item.items()} for item in self._rows)
         storage.write_whole(storage.join(self._out, "metrics.csv"), csv_bytes(rows, list(row)))
+        # After the figures: killed in between, the epoch comes again, and its row with it.
+        checkpoint.save(storage.join(folder, "last"), self._learner.judged, info, self._learner.state())
         if self._progress is not None:
             self._progress.note(epoch_line(row, self._settings.max_epochs))
 

@@ -1,0 +1,82 @@
+"""Judge: the verdict on a place that was settled, and how likely it is to be right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from cropreg.boxes import Box
+from cropreg.matching import place as places
+from cropreg.matching.follow import convinces
+from cropreg.matching.match import Match
+from cropreg.matching.rivals import Elsewhere
+from cropreg.matching.settings import MatcherSettings
+from cropreg.matching.settle import Settled
+from cropreg.matching.verify import Evidence
+
+CALIBRATION = {"median": 0.17, "low": 1.72, "band": 1.2, "log_tiles": 1.23, "constant": -2.57}
+"""Logistic regression on the best places of 700 right and wrong pairs, whatever their verdict (ridge 1); see benchmarks/matching.py."""
+
+
+def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: Elsewhere, tied: bool, s: MatcherSettings) -> Match:
+    """The match for a plausible place that was settled; ``blank`` carries the pictures' sizes."""
+    place, found = settled.place, settled.found
+    if settled.kept:
+        assert blank.original_wh is not None
+        x, y = (round(min(max(float(v), 0), o - c)) for v, o, c in zip(place[:, 2], blank.original_wh, crop_wh, strict=True))
+        box, angle, scale = Box(float(x), float(y), float(x + crop_wh[0]), float(y + crop_wh[1])), 0.0, 1.0
+    else:
+        box = Box(*(round(v, 4) for v in places.to_box(place, crop_wh)))
+        angle, scale = round(places.angle_deg(place), 5), round(places.scale(place), 6)
+    verdict, reason = _verdict(settled, tied, s)
+    score = found.evidence.score
+    return replace(
+        blank,
+        verdict=verdict,
+        reason=reason,
+        box=box,
+        angle_deg=angle,
+        scale=scale,
+        score=round(score, 6),
+        gap=round(score - (elsewhere.score or 0.0), 6),
+        method=found.method,
+        error_px=round(settled.sigma_px, 4),
+        probability=round(_probability(settled, tied), 4),
+    )
+
+
+def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str | None]:
+    found, windows, noise = settled.found, settled.windows, settled.noise
+    if windows is not None:
+        if settled.moved >= max(s.burst_windows, s.burst_share * len(windows)):
+            return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
+        if noise is not None and noise.correlation < s.same_noise and min(noise.original_std, noise.crop_std) > s.noise_std:
+            return (
+                "no_match",
+                "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
+            )
+        if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
+            return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
+        if not windows and (settled.kept or not convinces(found, s)):
+            return "doubtful", "The place looks right, but nothing could be compared at full size."
+        if len(windows) < s.window_share * settled.tried and not convinces(found, s):
+            return "doubtful", "At full size only a few parts of the crop agree with the original."
+    if tied:
+        return "ambiguous", "The crop fits equally well in more than one place."
+    if not convinces(found, s) and found.evidence.tiles < s.sure_tiles:
+        return "doubtful", "One place fits, but too little of the crop has texture to be sure."
+    return "found", None
+
+
+def _probability(settled: Settled, tied: bool) -> float:
+    """The calibrated probability of the place, halved where another fits as well, and by each part that has moved."""
+    return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + tied)
+
+
+def looks_right(e: Evidence) -> float:
+    """The probability that a place with this evidence is right."""
+    k = CALIBRATION
+    logit = (
+        k["median"] * e.median + k["low"] * e.low + k["band"] * e.band + k["log_tiles"] * max(e.median, 0.0) * math.log1p(e.tiles)
+    )
+    return 1 / (1 + math.exp(-logit - k["constant"]))

@@ -1,0 +1,76 @@
+"""Pictures for the matcher's tests: seeded, large enough to be searched at 1/8, encoded as cameras and editors do."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+
+@functools.lru_cache(maxsize=16)
+def scene(seed: int, width: int = 1813, height: int = 1211) -> Pixels:
+    """A picture (H, W, 3) RGB with soft and sharp things of all sizes and a sensor's noise; its sides are no multiples of 8."""
+    rng = np.random.default_rng([seed, 42])
+    picture = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((3, 30), (7, 25), (19, 18), (47, 14), (120, 9)):
+        coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture += 120
+    for _ in range(160):
+        center = int(rng.integers(width)), int(rng.integers(height))
+        axes = int(rng.integers(4, 60)), int(rng.integers(4, 60))
+        color = tuple(float(v) for v in rng.uniform(20, 230, 3))
+        cv2.ellipse(picture, center, axes, float(rng.uniform(0, 180)), 0, 360, color, -1, cv2.LINE_AA)
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.8) + rng.normal(0, 1.5, picture.shape).astype(np.float32)
+    pixels = np.asarray(np.clip(picture, 0, 255), np.uint8)
+    pixels.flags.writeable = False  # shared by the tests
+    return pixels
+
+
+def encode(pixels: Pixels, kind: str = "JPEG", **options: Any) -> bytes:
+    """The bytes of a file."""
+    if kind == "JPEG":
+        options = {"quality": 92, "subsampling": 0} | options
+    if kind == "PNG":
+        options = {"compress_level": 1} | options
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> Pixels:
+    """The pixels (H, W, 3) of a file, upright."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return np.asarray(pixels[..., ::-1])
+
+
+@pytest.fixture(scope="session")
+def original() -> bytes:
+    """A JPEG of 1813 x 1211 pixels, searched at 1/8."""
+    return encode(scene(1))
+
+
+@pytest.fixture(scope="session")
+def pixels(original: bytes) -> Pixels:
+    """What an editor sees of the original."""
+    return decoded(original)
+
+
+@pytest.fixture(scope="session")
+def resize() -> Callable[[Pixels, float], Pixels]:
+    """Shrinks or enlarges as editors do."""
+
+    def resized(picture: Pixels, scale: float) -> Pixels:
+        size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+    return resized

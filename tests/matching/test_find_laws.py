@@ -1,0 +1,222 @@
+"""Laws of the matcher: what is done to the crop is what it finds."""
+
+from __future__ import annotations
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cropreg.boxes import Box
+from cropreg.matching.find import Match, Picture, find, find_in
+
+from .conftest import decoded, encode, scene
+
+X1, Y1, X2, Y2 = 403, 217, 1406, 990
+BOX = Box(float(X1), float(Y1), float(X2), float(Y2))
+
+
+def edges_off(match: Match, box: Box) -> float:
+    """The largest distance of an edge, original pixels."""
+    assert match.verdict == "found", match
+    assert match.box is not None
+    return max(abs(a - b) for a, b in zip(match.box, box, strict=True))
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, 0), (3, 5), (7, 2), (397, 206)])
+def test_a_shifted_crop_shifts_the_box_to_the_pixel_whatever_the_block_grid(original, pixels, shift):
+    dx, dy = shift
+    crop = encode(pixels[Y1 + dy : Y2 + dy, X1 + dx : X2 + dx], quality=85, subsampling=2)
+    match = find(original, crop)
+    assert match.verdict == "found"
+    assert match.box == Box(X1 + dx, Y1 + dy, X2 + dx, Y2 + dy)
+    assert (match.angle_deg, match.scale) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"quality": 85}),
+        ("TIFF", {}),
+        ("JPEG", {"quality": 40, "subsampling": 2}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+    ],
+)
+def test_the_format_of_the_crop_does_not_matter(original, pixels, kind, options):
+    assert find(original, encode(pixels[Y1:Y2, X1:X2], kind, **options)).box == BOX
+
+
+def test_the_whole_picture_is_its_own_crop(original):
+    match = find(original, original)
+    assert (match.verdict, match.box) == ("found", Box(0.0, 0.0, 1813.0, 1211.0))
+
+
+def test_a_progressive_original_is_found_from_its_first_scan(pixels):
+    original = encode(pixels, progressive=True)
+    picture = Picture(original, "original")
+    match = find_in(picture, Picture(encode(decoded(original)[Y1:Y2, X1:X2]), "crop"))
+    assert match.box == BOX
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.37, 0.5, 0.81, 1.3])
+def test_a_resized_crop_scales_the_answer(original, pixels, resize, scale):
+    match = find(original, encode(resize(pixels[Y1:Y2, X1:X2], scale)))
+    assert edges_off(match, BOX) < 0.5 / scale + 0.2
+    assert match.scale == pytest.approx(scale, rel=0.004)
+    assert abs(match.angle_deg) < 0.05
+
+
+@pytest.mark.parametrize("degrees", [-12.0, -2.0, 1.0, 7.0])
+def test_a_turned_crop_turns_the_answer(original, pixels, degrees):
+    w, h = 700, 500
+    t = np.deg2rad(degrees)
+    turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])  # clockwise on the screen: y points down
+    center = np.array([900.0, 600.0])
+    matrix = np.hstack([turn, (center - 0.5 - turn @ [(w - 1) / 2, (h - 1) / 2])[:, None]])
+    crop = cv2.warpAffine(pixels, matrix, (w, h), flags=cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP)
+    match = find(original, encode(crop))
+    assert edges_off(match, Box(550, 350, 1250, 850)) < 0.5
+    assert match.angle_deg == pytest.approx(degrees, abs=0.02)
+    assert match.scale == pytest.approx(1.0, abs=0.001)
+
+
+def test_edits_of_tone_leave_the_box_alone(original, pixels):
+    crop = pixels[Y1:Y2, X1:X2].astype(np.float32) / 255
+    grey = crop.mean(2, keepdims=True)
+    vignette = 1 - 0.5 * np.hypot(*np.mgrid[-1 : 1 : (Y2 - Y1) * 1j, -1 : 1 : (X2 - X1) * 1j])[..., None] ** 2 / 2
+    edits = {
+        "gamma": crop**1.3,
+        "contrast": (crop - 0.5) * 1.3 + 0.55,
+        "black and white": np.repeat(grey, 3, 2),
+        "vignette": crop * vignette,
+        "sharpened": crop + 0.8 * (crop - cv2.GaussianBlur(crop, (0, 0), 1.5)),
+    }
+    for name, edited in edits.items():
+        data = encode(np.asarray(np.clip(edited, 0, 1) * 255, np.uint8))
+        assert find(original, data).box == BOX, name
+
+
+def test_painted_objects_and_date_stamps_leave_the_box_alone(original, pixels):
+    crop = pixels[Y1:Y2, X1:X2].copy()
+    cv2.circle(crop, (300, 300), 70, (255, 0, 0), -1)
+    cv2.putText(crop, "2011 04 23", (600, 740), cv2.FONT_HERSHEY_SIMPLEX, 2, (255, 160, 30), 4)
+    assert find(original, encode(crop)).box == BOX
+
+
+def stored(upright: np.ndarray, orientation: int) -> bytes:
+    """A file whose EXIF orientation turns it upright again."""
+    turned = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(np.ascontiguousarray(turned), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_box_is_upright_for_every_exif_orientation_and_sides_that_are_no_multiples_of_8(pixels, orientation):
+    original = stored(pixels, orientation)
+    crop = stored(decoded(original)[Y1:Y2, X1:X2], 1 + (orientation + 3) % 8)
+    match = find(original, crop)
+    assert (match.verdict, match.box, match.orientation) == ("found", BOX, orientation)
+    assert (match.original_wh, match.crop_wh) == ((1813, 1211), (X2 - X1, Y2 - Y1))
+
+
+def test_a_crop_of_a_crop_lies_where_the_two_boxes_say(original, pixels):
+    first = encode(pixels[Y1:Y2, X1:X2], "PNG")
+    second = encode(decoded(first)[100:600, 50:850])
+    inner, outer = find(first, second).box, find(original, second).box
+    assert inner is not None
+    assert outer == Box(inner.x1 + X1, inner.y1 + Y1, inner.x2 + X1, inner.y2 + Y1)
+
+
+def test_paths_bytes_and_pixels_give_the_same_answer(original, pixels, tmp_path):
+    crop = encode(pixels[Y1:Y2, X1:X2], "PNG")
+    (tmp_path / "o.jpg").write_bytes(original)
+    (tmp_path / "c.png").write_bytes(crop)
+    boxes = [
+        find(tmp_path / "o.jpg", str(tmp_path / "c.png")).box,
+        find(original, crop).box,
+        find(pixels, decoded(crop)).box,
+        find(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), crop).box,
+    ]
+    assert boxes == [BOX] * 4
+
+
+def test_the_answer_is_the_same_for_any_number_of_threads_and_in_any_order(original, pixels, resize):
+    crops = [
+        encode(resize(pixels[100:1100, 300:1500], 0.43)),
+        encode(pixels[Y1:Y2, X1:X2]),
+        encode(resize(pixels[20:900, 30:900], 0.77)),
+    ]
+    alone = [find(original, crop) for crop in crops]
+    shared = Picture(original, "original")
+    assert [find_in(shared, Picture(c, "crop")) for c in crops[::-1]][::-1] == [
+        find_in(Picture(original, "original"), Picture(c, "crop")) for c in crops
+    ]
+    before = cv2.getNumThreads()
+    try:
+        for threads in (1, 4):
+            cv2.setNumThreads(threads)
+            assert [find(original, crop) for crop in crops] == alone
+    finally:
+        cv2.setNumThreads(before)
+    answers: dict[int, Match] = {}
+    workers = [threading.Thread(target=lambda i=i: answers.__setitem__(i, find(original, crops[i]))) for i in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [answers[i] for i in range(3)] == alone
+
+
+def test_several_crops_of_one_original_share_its_decode(original, pixels, monkeypatch):
+    from cropreg import images
+
+    decodes = []
+    real = images.decode_reduced
+    monkeypatch.setattr(images, "decode_reduced", lambda data, name, *a, **k: decodes.append(name) or real(data, name, *a, **k))
+    picture = Picture(original, "original")
+    for x in (300, 500):
+        assert find_in(picture, Picture(encode(pixels[Y1:Y2, x : x + 900], "PNG"), "crop")).verdict == "found"
+    assert decodes == ["original"]
+
+
+@pytest.mark.parametrize("size", [(1813, 1211), (500, 333)])
+def test_the_proxy_comes_from_the_decode_of_the_search(size, monkeypatch):
+    from cropreg import images
+
+    data = encode(scene(3, *size))
+    picture = Picture(data, "original", with_proxy=True)
+    find_in(picture, Picture(encode(decoded(data)[40:300, 60:460]), "crop"))
+    monkeypatch.setattr(images, "decode_color", lambda *a, **k: pytest.fail("decoded again"))
+    jpeg, width, height = picture.proxy(512, 90)
+    assert decoded(jpeg).shape == (height, width, 3)
+    assert max(width, height) == min(512, max(size))
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.01)
+
+
+def test_a_picture_that_forgot_its_pixels_finds_the_same(original, pixels):
+    picture, crop = Picture(original, "original"), encode(pixels[Y1:Y2, X1:X2])
+    first = find_in(picture, Picture(crop, "crop"))
+    picture.forget()
+    assert find_in(picture, Picture(crop, "crop")) == first
+
+
+def test_a_crop_without_losses_predicts_a_small_error_and_a_high_probability(original, pixels):
+    match = find(original, encode(pixels[Y1:Y2, X1:X2], "PNG"))
+    assert match.error_px < 0.1
+    assert match.probability > 0.95
+    assert match.score > 0.99
+    assert match.gap > 0.2
+    assert match.method == "ncc"

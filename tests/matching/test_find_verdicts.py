@@ -1,0 +1,155 @@
+"""Every verdict, and the traps: right or silent."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from cropreg.boxes import Box
+from cropreg.matching.find import find
+from cropreg.matching.frame import inside_frame
+from cropreg.matching.picture import Picture
+from cropreg.matching.search import correlation_map
+
+from .conftest import decoded, encode, scene
+
+
+def test_another_picture_is_no_match(original):
+    match = find(original, encode(scene(2)[100:900, 200:1400]))
+    assert (match.verdict, match.box) == ("no_match", None)
+    assert match.reason == "No place in the original looks like the crop."
+
+
+def test_a_resized_crop_of_another_picture_is_no_match(original, resize):
+    assert find(original, encode(resize(scene(2)[100:900, 200:1400], 0.4))).verdict == "no_match"
+
+
+def test_half_of_another_picture_is_no_match(original, pixels):
+    crop = pixels[100:900, 200:1400].copy()
+    crop[:, :600] = scene(5)[100:900, 200:800]
+    assert find(original, encode(crop)).verdict in ("no_match", "doubtful")
+
+
+def frame_of_a_burst(pixels: np.ndarray, seed: int) -> np.ndarray:
+    """The same scene a moment later: things have moved by some pixels, and the noise is new."""
+    rng = np.random.default_rng(seed)
+    h, w = pixels.shape[:2]
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    dx, dy = (cv2.resize(rng.normal(0, 3, (6, 6)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC) for _ in range(2))
+    later = cv2.remap(pixels, x + dx, y + dy, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(np.clip(later + rng.normal(0, 2, later.shape), 0, 255), np.uint8)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_neighbouring_frame_of_a_burst_is_no_match(original, pixels, seed):
+    match = find(original, encode(frame_of_a_burst(pixels, seed)[100:1000, 200:1500]))
+    assert match.verdict == "no_match"
+
+
+def test_two_equal_places_are_ambiguous():
+    tile = scene(4, 420, 300)
+    original = encode(np.tile(tile, (4, 4, 1)), "PNG")
+    match = find(original, encode(decoded(original)[100:700, 150:990], quality=90))
+    assert match.verdict == "ambiguous"
+    assert match.reason == "The crop fits equally well in more than one place."
+    assert match.gap < 0.01
+
+
+@pytest.mark.parametrize("tone", [0, 117, 255])
+def test_a_blank_crop_is_flat_though_its_correlation_is_1_everywhere(original, tone):
+    match = find(original, encode(np.full((400, 600, 3), tone, np.uint8)))
+    assert match.verdict == "flat"
+    assert match.reason.endswith("it fits anywhere.")
+
+
+def test_a_flat_template_correlates_with_nothing():
+    picture = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    assert correlation_map(picture, np.full((10, 10), 7, np.float32)).max() == 0.0
+
+
+def test_a_template_larger_than_the_picture_is_refused_not_swapped():
+    with pytest.raises(AssertionError):
+        correlation_map(np.zeros((10, 10), np.float32), np.ones((20, 20), np.float32))
+
+
+def test_a_crop_that_is_far_larger_than_its_original_asks_whether_the_folders_are_swapped(original):
+    match = find(encode(scene(1, 300, 200)), original)
+    assert match.verdict == "no_match"
+    assert "Are the two folders swapped?" in match.reason
+
+
+def test_a_mirrored_crop_is_doubtful_and_says_so(original, pixels):
+    match = find(original, encode(np.ascontiguousarray(pixels[217:990, 403:1406][:, ::-1])))
+    assert match.verdict == "doubtful"
+    assert match.reason == "The crop is mirrored: left and right are exchanged."
+
+
+@pytest.mark.parametrize(("tone", "border"), [(255, 40), (0, 90)])
+def test_a_border_laid_round_the_crop_is_left_out_of_the_box(original, pixels, tone, border):
+    crop = cv2.copyMakeBorder(pixels[217:990, 403:1406], border, border, border, border, cv2.BORDER_CONSTANT, value=(tone,) * 3)
+    match = find(original, encode(crop))
+    assert (match.verdict, match.box) == ("found", Box(403, 217, 1406, 990))
+    assert match.crop_wh == (1003 + 2 * border, 773 + 2 * border)
+
+
+def test_an_even_margin_that_belongs_to_the_original_stays_in_the_box():
+    page = np.full((1211, 1813, 3), 250, np.uint8)
+    page[200:1000, 300:1500] = scene(6)[200:1000, 300:1500]
+    original = encode(page)
+    match = find(original, encode(decoded(original)[150:1050, 250:1550]))
+    assert (match.verdict, match.box) == ("found", Box(250, 150, 1550, 1050))
+
+
+def test_a_picture_without_a_border_has_no_frame(original):
+    assert inside_frame(Picture(original, "original")) is None
+
+
+@pytest.mark.parametrize("whose", ["original", "crop"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_file_cut_short_is_unreadable_and_named(pixels, whose, progressive):
+    files = {
+        "original": encode(pixels, progressive=progressive),
+        "crop": encode(pixels[100:900, 200:1400], progressive=progressive),
+    }
+    files[whose] = files[whose][: len(files[whose]) * 2 // 3]
+    match = find(files["original"], files["crop"])
+    assert match.verdict == "unreadable"
+    assert match.reason.startswith(whose)
+    assert match.box is None
+
+
+def test_bytes_that_are_no_picture_are_unreadable(original):
+    assert find(original, b"no picture at all").verdict == "unreadable"
+
+
+def test_a_missing_file_is_unreadable_and_named(original, tmp_path):
+    match = find(tmp_path / "absent.jpg", original)
+    assert match.verdict == "unreadable"
+    assert "absent.jpg" in match.reason
+
+
+def test_pixels_of_a_wrong_kind_are_the_callers_error(original):
+    with pytest.raises(ValueError, match="wanted uint8 pixels"):
+        find(np.zeros((10, 10, 3), np.float32), original)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 40))
+def test_no_wrong_box_is_accepted_over_many_pictures_scales_and_qualities(seed):
+    rng = np.random.default_rng(seed)
+    original = encode(scene(seed), quality=int(rng.integers(80, 97)), subsampling=int(rng.choice([0, 2])))
+    pixels = decoded(original)
+    for other, scale in ((False, 1.0), (False, float(rng.uniform(0.2, 1.3))), (True, 1.0), (True, float(rng.uniform(0.3, 1.0)))):
+        w, h = int(rng.integers(500, 1500)), int(rng.integers(400, 1000))
+        x, y = int(rng.integers(0, 1813 - w)), int(rng.integers(0, 1211 - h))
+        source = scene(seed + 1000) if other else pixels
+        crop = cv2.resize(source[y : y + h, x : x + w], (round(w * scale), round(h * scale)), interpolation=cv2.INTER_AREA)
+        match = find(original, encode(crop, quality=int(rng.integers(50, 96)), subsampling=2))
+        if other:
+            assert match.verdict == "no_match"
+        else:
+            assert match.verdict == "found"
+            assert max(abs(a - b) for a, b in zip(match.box, (x, y, x + w, y + h), strict=True)) <= max(
+                0, (scale != 1) * 0.7 / scale
+            )

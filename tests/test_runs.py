@@ -1,0 +1,107 @@
+"""The run folder: whose it is, what a new run removes and what a killed one leaves.  Nothing here trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cropreg import checkpoint
+from cropreg.dataset import MEAN, STD
+from cropreg.errors import InputError, OutputError, UsageError
+from cropreg.model import Architecture
+from cropreg.pipelines import train
+from cropreg.schema import BoxDataset
+from cropreg.settings import TrainSettings
+from cropreg.training import EpochResult, Progression
+
+SETTINGS = TrainSettings(weights="none", image_side=64, max_epochs=2, batch_size=8, num_workers=0)
+
+
+@pytest.fixture
+def dataset(made_boxes: Path) -> BoxDataset:
+    return BoxDataset.open(str(made_boxes))
+
+
+def changed(**values: Any) -> TrainSettings:
+    return SETTINGS.model_copy(update=values)
+
+
+def take(out: Path, dataset: BoxDataset, settings: TrainSettings) -> str:
+    state = train._state_of(str(out), dataset, settings)
+    train._take_folder(state, str(out), dataset, settings)
+    return state
+
+
+def test_resumed_run_goes_by_the_settings_it_was_resumed_with(tmp_path: Path, dataset: BoxDataset) -> None:
+    assert take(tmp_path / "run", dataset, SETTINGS) == "new"
+    assert take(tmp_path / "run", dataset, changed(resume=True)) == "begun"
+    (tmp_path / "run" / "finished.json").write_text("{}")
+    assert train._state_of(str(tmp_path / "run"), dataset, changed(resume=True)) == "finished"
+    longer = changed(resume=True, max_epochs=5)
+    assert take(tmp_path / "run", dataset, longer) == "begun"
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["settings"]["max_epochs"] == 5 and facts["boxes"] == dataset.uri
+    (tmp_path / "run" / "finished.json").write_text("{}")
+    assert train._state_of(str(tmp_path / "run"), dataset, longer) == "finished"
+
+
+def test_new_run_removes_what_belongs_to_the_old_one_and_nothing_else(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    for name in ("metrics.csv", "finished.json", "evaluation.json", "report.html", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(OutputError, match="a run is here already"):
+        train._state_of(str(tmp_path), dataset, SETTINGS)
+    assert take(tmp_path, dataset, changed(overwrite=True)) == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+
+
+def test_word_of_an_earlier_failure_does_not_take_the_folder(tmp_path: Path, dataset: BoxDataset) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    assert train._state_of(str(tmp_path), dataset, SETTINGS) == "new"
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds other things"):
+        train._state_of(str(tmp_path), dataset, changed(overwrite=True))
+
+
+def test_dry_run_says_that_the_folder_is_taken(tmp_path: Path, made_boxes: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    with pytest.raises(OutputError, match="--resume"):
+        train.run(str(made_boxes), out=str(tmp_path), settings=SETTINGS, dry_run=True)
+
+
+def test_wishes_that_cannot_come_true_are_refused(tmp_path: Path, made_boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="finds no GPU"):
+        train.run(str(made_boxes), out=str(tmp_path / "run"), settings=changed(use_gpu=True))
+    with pytest.raises(InputError, match=r"found pairs in the split 'train', training needs 200 "):
+        train.run(str(made_boxes), out=str(tmp_path / "run"), settings=changed(num_workers=100, batch_size=200))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_epoch_that_a_kill_cut_short_comes_again_and_its_row_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(uri: str, *_: Any) -> None:
+        if uri.endswith("last"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    learner: Any = SimpleNamespace(judged=None, state=dict, progression=Progression())
+    info = checkpoint.CheckpointInfo(
+        architecture=Architecture(image_side=64),
+        mean=MEAN,
+        std=STD,
+        prior_margins=(0, 0, 0, 0),
+        baselines={},
+        epoch=-1,
+        metrics={},
+    )
+    result = EpochResult(0, 1.0, 2.0, 0.5, 0.1, 1e-3, 3.0, 0, 10.0, 4.0, True)
+    with pytest.raises(KeyboardInterrupt):
+        train._Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
+    assert [row["epoch"] for row in train.read_metrics(str(tmp_path))] == [0], "what the last checkpoint holds has its row"
+    with pytest.raises(KeyboardInterrupt):
+        train._Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
+    assert [row["epoch"] for row in train.read_metrics(str(tmp_path))] == [0], "and it has it once"
