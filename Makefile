@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-fast test-ray test-matching check bench clean
+.PHONY: help setup demo test test-fast test-long test-ray test-matching check bench clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -34,10 +34,13 @@ setup: $(VENV)/.tools ## Makes the virtual environment with everything a develop
 demo: $(VENV)/.package ## Shows the whole way on pictures that come with the package: minutes on 2 CPU cores.
 	$(BIN)/cropreg demo $(ARGS)
 
-test: test-fast test-ray ## Runs all tests but the slow ones.
+test: test-fast test-long test-ray ## Runs all tests but the slow ones.
 
-test-fast: $(VENV)/.tools ## Runs the tests that need neither Ray nor a browser.
-	$(BIN)/pytest -q -n 2 -m "not ray and not slow and not browser" $(ARGS)
+test-fast: $(VENV)/.tools ## Runs the tests that take half a minute together.
+	$(BIN)/pytest -q -n 2 -m "not long and not ray and not slow and not browser" $(ARGS)
+
+test-long: $(VENV)/.tools ## Runs the longer ones without Ray: whole matches, an object store, the command line.
+	$(BIN)/pytest -q -n 2 -m "long and not slow" $(ARGS)
 
 # In one process: several local clusters on one machine get in each other's way.
 test-ray: $(VENV)/.tools ## Runs the tests that start Ray.

@@ -12,6 +12,7 @@ import argparse
 import collections
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -76,6 +77,16 @@ def drawn(rng: np.random.Generator, width: int, height: int) -> Pixels:
     return np.asarray(np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255), np.uint8)
 
 
+def one_of_each(paths: list[Path]) -> list[Path]:
+    """One file of every folder, or pair of folders, that holds one picture in several sizes (``1600x1200.jpg``), and all others."""
+    best: dict[Path, Path] = {}
+    for path in paths:
+        key = path.parent.parent if re.fullmatch(r"\d+x\d+", path.stem) else path
+        if key not in best or path.stat().st_size > best[key].stat().st_size:
+            best[key] = path
+    return sorted(best.values())
+
+
 def photograph(paths: list[Path], rng: np.random.Generator, size_mp: int) -> Pixels:
     """A photograph of about ``size_mp``, its sides no multiples of 8; enlarged ones get a sensor's noise."""
     if not paths:
@@ -137,7 +148,8 @@ def flattest(picture: Pixels, w: int, h: int, rng: np.random.Generator) -> tuple
 
 def make(kind: str, size_mp: int, paths: list[Path], seed: int, index: int) -> Pair:
     """One pair; the same for the same seed."""
-    rng = np.random.default_rng([seed, KINDS.index(kind), size_mp, index])
+    key = [seed, KINDS.index(kind), size_mp, index]
+    rng = np.random.default_rng(key)
     picture = photograph(paths, rng, size_mp)
     options: dict[str, object] = {"quality": int(rng.choice([88, 92, 95])), "progressive": kind == "progressive"}
     if kind == "exif":
@@ -155,7 +167,8 @@ def make(kind: str, size_mp: int, paths: list[Path], seed: int, index: int) -> P
     scale = angle = 0.0
     source = pixels
     if kind in ("wrong", "wrong_resized"):
-        other = photograph(paths, np.random.default_rng([seed + 1, KINDS.index(kind), size_mp, index + 1000]), size_mp)
+        chosen = int(np.random.default_rng(key).integers(len(paths))) if paths else 0  # the one photograph() took
+        other = photograph(paths[:chosen] + paths[chosen + 1 :], np.random.default_rng([*key, 1]), size_mp)
         source = np.asarray(cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA))
     elif kind == "burst":
         source = burst(pixels, rng)
@@ -338,11 +351,8 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, help="the table as JSON")
     o = arguments.parse_args()
     cv2.setNumThreads(1)
-    paths = (
-        sorted(p for p in o.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg") and p.stat().st_size > 300_000)
-        if o.photos
-        else []
-    )
+    found = o.photos.rglob("*") if o.photos else []
+    paths = one_of_each([p for p in found if p.suffix.lower() in (".jpg", ".jpeg") and p.stat().st_size > 300_000])
     kinds, sizes = o.kinds.split(","), [int(v) for v in o.sizes.split(",")]
     pairs = (make(kind, size_mp, paths, o.seed, i) for size_mp in sizes for kind in kinds for i in range(o.per))
     rows = show(measure([("cropreg", ours)], pairs))

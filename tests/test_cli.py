@@ -15,6 +15,8 @@ from cropreg import cli
 from cropreg.pipelines import match as match_pipeline
 from cropreg.pipelines import train as train_pipeline
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -24,6 +24,8 @@ from cropreg.prediction import Predictor, read_small
 from cropreg.schema import PREDICTIONS, read_predictions
 from cropreg.settings import PredictSettings
 
+pytestmark = pytest.mark.long
+
 
 class SeesDark(torch.nn.Module):
     """A stand-in that needs no training: the margins of what is darker than the bed."""

@@ -13,7 +13,7 @@ from cropreg.errors import InputError, OutputError
 from cropreg.schema import BoxDataset, Part, commit_manifest, parquet_bytes
 from cropreg.storage import remote
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(moto|botocore|werkzeug|flask).*")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:(moto|botocore|werkzeug|flask).*"), pytest.mark.long]
 _numbers = count()
 
 

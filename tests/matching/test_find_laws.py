@@ -14,6 +14,8 @@ from cropreg.matching.find import Match, Picture, find, find_in
 
 from .conftest import decoded, encode, scene
 
+pytestmark = pytest.mark.long
+
 X1, Y1, X2, Y2 = 403, 217, 1406, 990
 BOX = Box(float(X1), float(Y1), float(X2), float(Y2))
 

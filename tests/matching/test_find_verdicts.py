@@ -14,6 +14,8 @@ from cropreg.matching.search import correlation_map
 
 from .conftest import decoded, encode, scene
 
+pytestmark = pytest.mark.long
+
 
 def test_another_picture_is_no_match(original):
     match = find(original, encode(scene(2)[100:900, 200:1400]))
