@@ -57,7 +57,7 @@ def curves_png(rows: Sequence[Mapping[str, float]]) -> bytes:
 def sheet(examples: Sequence[Example], columns: int) -> NDArray[np.uint8]:
     """A contact sheet, RGB: each original with the true box (green) and the predicted one (red), then both crops."""
     canvas = _grid([_cell(example) for example in examples], columns)
-    legend = "each row: original with the box by hand (green) and by cropreg (red); the crop by hand; the crop by cropreg"
+    legend = "each: original with the box by hand (green) and by cropreg (red); the crop by hand; the crop by cropreg"
     _write(canvas, legend, _GAP, canvas.shape[0] - _GAP + 2)
     return canvas
 
