@@ -298,9 +298,12 @@ def test_jobs_match_and_train_on_a_cluster(head_node: tuple[str, dict[str, str]]
 
 
 def _wait_until_it_answers(address: str, environment: dict[str, str]) -> None:
-    """Asks the job server until it answers, at most 60 times with a second's patience each."""
-    ask = "import sys; from ray.job_submission import JobSubmissionClient as C; C(sys.argv[1]).list_jobs()"
+    """Submits a job that does nothing until one is accepted, at most 60 times.
+
+    The server answers before the node's agent, which starts the jobs, has told it that it is there; until then it refuses jobs.
+    """
+    ask = "import sys; from ray.job_submission import JobSubmissionClient as C; C(sys.argv[1]).submit_job(entrypoint='true')"
     for _ in range(60):
         if subprocess.run([sys.executable, "-c", ask, address], env=environment, capture_output=True).returncode == 0:
             return
-    raise AssertionError("the cluster's job server did not answer")
+    raise AssertionError("the cluster accepted no job")
