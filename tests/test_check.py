@@ -13,6 +13,8 @@ from PIL import Image
 from cropreg.errors import InputError
 from cropreg.pipelines import check
 
+pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pictures
+
 
 @pytest.fixture
 def boxes(made_boxes: Path, tmp_path: Path) -> Path:

@@ -16,6 +16,8 @@ from cropreg.checkpoint import CheckpointInfo
 from cropreg.errors import InputError, ModelError, OutputError
 from cropreg.model import Architecture, CropRegressor
 
+pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pictures
+
 PRIOR = (0.1, 0.2, 0.3, 0.15)
 
 

@@ -13,6 +13,8 @@ from cropreg.errors import InputError, ModelError
 from cropreg.losses import crop_loss, to_boxes
 from cropreg.model import Architecture, CropRegressor, load_backbone
 
+pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pictures
+
 PRIOR = (0.1, 0.2, 0.3, 0.15)
 
 
