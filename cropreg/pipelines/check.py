@@ -13,7 +13,7 @@ from cropreg import report, storage
 from cropreg.boxes import to_margins
 from cropreg.dataset import CropDataset
 from cropreg.errors import InputError
-from cropreg.schema import FOUND, SPLITS, BoxDataset, csv_bytes
+from cropreg.schema import FOUND, SPLITS, BoxDataset, csv_bytes, top_reasons
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def run(boxes: str, *, dry_run: bool = False) -> dict[str, Any]:
         "counts": dict(Counter(row["verdict"] for row in rows)),
         "found_by_split": {split: splits[split] for split in SPLITS},
         "suspicious": int((oddness > _SUSPICIOUS).sum()),
-        "top_reasons": Counter(f"{row['verdict']}: {row['reason']}" for row in problems).most_common(5),
+        "top_reasons": top_reasons(problems, 5),
         "look_at": ", ".join(["labels.jpg", *(["suspicious.jpg"] if odd else []), "histograms.png", "problems.csv"]),
     }
 
