@@ -47,6 +47,7 @@ PLACES = [
     Place("splits", heavy=("pyarrow",)),
     Place("augment"),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
+    Place("loading", heavy=TORCH),
     # 4 model
     Place("model", heavy=(*TORCH, "safetensors")),
     Place("losses", heavy=TORCH),
@@ -54,6 +55,7 @@ PLACES = [
     # 5 learning, judging
     Place("metrics", heavy=TORCH),
     Place("training", heavy=TORCH),
+    Place("runs", heavy=TORCH),
     Place("calibration", heavy=TORCH),
     Place("evaluation", heavy=("cv2", "pyarrow", *TORCH)),
     # 6 using

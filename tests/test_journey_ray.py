@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import cropreg
-from cropreg import cli
+from cropreg import cli, runs
 from cropreg.boxes import Box
 from cropreg.dataset import read_labels
 from cropreg.demo import journey
@@ -149,7 +149,7 @@ def test_python_api_makes_the_same_dataset(folder: Path, boxes: Path, tmp_path: 
 def test_two_workers_train_and_leave_a_run_that_can_be_used(trained: Path) -> None:
     names = {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()}
     assert {"run.json", "metrics.csv", "curves.png", "checkpoints/best/model.safetensors", "checkpoints/last/state.pt"} <= names
-    rows = train.read_metrics(str(trained))
+    rows = runs.read_metrics(str(trained))
     assert [row["epoch"] for row in rows] == [0, 1]
     assert json.loads((trained / "run.json").read_text())["settings"]["num_workers"] == 2
 
@@ -168,9 +168,9 @@ def test_run_goes_on_in_one_process_where_two_workers_left_it(trained: Path, box
     shutil.copytree(trained, tmp_path / "run")
     more = TRAINING.model_copy(update={"resume": True, "num_workers": 0, "max_epochs": 3})
     assert train.run(str(boxes), out=str(tmp_path / "run"), settings=more)["epochs"] == 3
-    rows = train.read_metrics(str(tmp_path / "run"))
+    rows = runs.read_metrics(str(tmp_path / "run"))
     assert [row["epoch"] for row in rows] == [0, 1, 2]
-    assert rows[:2] == train.read_metrics(str(trained))
+    assert rows[:2] == runs.read_metrics(str(trained))
 
 
 def test_divergence_on_a_worker_comes_back_as_one_named_error(boxes: Path, tmp_path: Path) -> None:
@@ -250,10 +250,10 @@ def test_demo_goes_the_whole_way(ray_local: None, tmp_path: Path, monkeypatch: p
 def head_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A one-node cluster on loopback, as ``ray start --head`` makes it; stopped by its own process group."""
     with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(socket.socket()) for _ in range(2)]
+        ports = [stack.enter_context(socket.socket()) for _ in range(3)]
         for sock in ports:
             sock.bind(("127.0.0.1", 0))
-        gcs_port, dashboard_port = (sock.getsockname()[1] for sock in ports)
+        gcs_port, dashboard_port, agent_port = (sock.getsockname()[1] for sock in ports)
     token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
@@ -265,6 +265,8 @@ def head_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, d
     }
     command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs_port}", "--num-cpus=4"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--object-store-memory=150000000"]
+    # The default port of the agent is taken by the shared local Ray, and an agent without its port starts no jobs.
+    command += [f"--dashboard-agent-listen-port={agent_port}"]
     command += [f"--temp-dir={tmp_path_factory.mktemp('r', numbered=True)}", "--include-dashboard=true"]
     with open(token.parent / "head.log", "w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -298,12 +300,22 @@ def test_jobs_match_and_train_on_a_cluster(head_node: tuple[str, dict[str, str]]
 
 
 def _wait_until_it_answers(address: str, environment: dict[str, str]) -> None:
-    """Submits a job that does nothing until one is accepted, at most 60 times.
+    """Submits a job that does nothing until one is accepted, for at most two minutes.
 
     The server answers before the node's agent, which starts the jobs, has told it that it is there; until then it refuses jobs.
     """
-    ask = "import sys; from ray.job_submission import JobSubmissionClient as C; C(sys.argv[1]).submit_job(entrypoint='true')"
-    for _ in range(60):
-        if subprocess.run([sys.executable, "-c", ask, address], env=environment, capture_output=True).returncode == 0:
-            return
-    raise AssertionError("the cluster accepted no job")
+    ask = """
+import sys, time
+from ray.job_submission import JobSubmissionClient
+ends = time.monotonic() + 120
+while True:
+    try:
+        JobSubmissionClient(sys.argv[1]).submit_job(entrypoint="true")
+        break
+    except (ConnectionError, RuntimeError):
+        if time.monotonic() > ends:
+            raise
+        time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", ask, address], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, f"the cluster accepted no job: {done.stderr[-3000:]}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cropreg import checkpoint
+from cropreg import checkpoint, runs
 from cropreg.dataset import MEAN, STD
 from cropreg.errors import InputError, OutputError, UsageError
 from cropreg.model import Architecture
@@ -31,8 +31,8 @@ def changed(**values: Any) -> TrainSettings:
 
 
 def take(out: Path, dataset: BoxDataset, settings: TrainSettings) -> str:
-    state = train._state_of(str(out), dataset, settings)
-    train._take_folder(state, str(out), dataset, settings)
+    state = runs.state_of(str(out), dataset, settings)
+    runs.take_folder(state, str(out), dataset, settings)
     return state
 
 
@@ -40,13 +40,13 @@ def test_resumed_run_goes_by_the_settings_it_was_resumed_with(tmp_path: Path, da
     assert take(tmp_path / "run", dataset, SETTINGS) == "new"
     assert take(tmp_path / "run", dataset, changed(resume=True)) == "begun"
     (tmp_path / "run" / "finished.json").write_text("{}")
-    assert train._state_of(str(tmp_path / "run"), dataset, changed(resume=True)) == "finished"
+    assert runs.state_of(str(tmp_path / "run"), dataset, changed(resume=True)) == "finished"
     longer = changed(resume=True, max_epochs=5)
     assert take(tmp_path / "run", dataset, longer) == "begun"
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["settings"]["max_epochs"] == 5 and facts["boxes"] == dataset.uri
     (tmp_path / "run" / "finished.json").write_text("{}")
-    assert train._state_of(str(tmp_path / "run"), dataset, longer) == "finished"
+    assert runs.state_of(str(tmp_path / "run"), dataset, longer) == "finished"
 
 
 def test_new_run_removes_what_belongs_to_the_old_one_and_nothing_else(tmp_path: Path, dataset: BoxDataset) -> None:
@@ -54,17 +54,17 @@ def test_new_run_removes_what_belongs_to_the_old_one_and_nothing_else(tmp_path: 
     for name in ("metrics.csv", "finished.json", "evaluation.json", "report.html", "notes.txt"):
         (tmp_path / name).write_text("old")
     with pytest.raises(OutputError, match="a run is here already"):
-        train._state_of(str(tmp_path), dataset, SETTINGS)
+        runs.state_of(str(tmp_path), dataset, SETTINGS)
     assert take(tmp_path, dataset, changed(overwrite=True)) == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
 
 
 def test_word_of_an_earlier_failure_does_not_take_the_folder(tmp_path: Path, dataset: BoxDataset) -> None:
     (tmp_path / "result.json").write_text("{}")
-    assert train._state_of(str(tmp_path), dataset, SETTINGS) == "new"
+    assert runs.state_of(str(tmp_path), dataset, SETTINGS) == "new"
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds other things"):
-        train._state_of(str(tmp_path), dataset, changed(overwrite=True))
+        runs.state_of(str(tmp_path), dataset, changed(overwrite=True))
 
 
 def test_dry_run_says_that_the_folder_is_taken(tmp_path: Path, made_boxes: Path, dataset: BoxDataset) -> None:
@@ -100,8 +100,8 @@ def test_epoch_that_a_kill_cut_short_comes_again_and_its_row_with_it(tmp_path: P
     )
     result = EpochResult(0, 1.0, 2.0, 0.5, 0.1, 1e-3, 3.0, 0, 10.0, 4.0, True)
     with pytest.raises(KeyboardInterrupt):
-        train._Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
-    assert [row["epoch"] for row in train.read_metrics(str(tmp_path))] == [0], "what the last checkpoint holds has its row"
+        runs.Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
+    assert [row["epoch"] for row in runs.read_metrics(str(tmp_path))] == [0], "what the last checkpoint holds has its row"
     with pytest.raises(KeyboardInterrupt):
-        train._Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
-    assert [row["epoch"] for row in train.read_metrics(str(tmp_path))] == [0], "and it has it once"
+        runs.Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
+    assert [row["epoch"] for row in runs.read_metrics(str(tmp_path))] == [0], "and it has it once"
