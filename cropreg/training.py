@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -117,8 +118,6 @@ class Learner:
             parts["averaged"] = self.averaged
         return {name: part.state_dict() for name, part in parts.items()} | {
             "progression": asdict(self.progression),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -130,9 +129,6 @@ class Learner:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["cuda_rng"] is not None:  # None: begun on a CPU
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _following(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -223,6 +219,8 @@ def train_one_epoch(
     norms: list[float] = []
     skipped = 0
     began_s = time.monotonic()
+    # Dropout draws from torch's own generator.  Every process its own noise, and a resumed epoch the noise it would have had.
+    torch.manual_seed(_mixed(settings.seed, epoch, dist.get_rank() if dist.is_initialized() else 0))
     model.train()
     for step, (images, boxes_norm, rows) in enumerate(loader):
         done = epoch * steps + step
@@ -258,6 +256,11 @@ def train_one_epoch(
     _sum_over_processes(sums)
     mean_norm = sum(norms) / len(norms) if norms else float("nan")
     return _Trained(float(sums[0] / sums[1]), mean_norm, skipped, int(sums[1]), time.monotonic() - began_s)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers; none near another's, as sums would be."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 @torch.no_grad()
