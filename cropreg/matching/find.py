@@ -21,10 +21,10 @@ from cropreg.matching.frame import inside_frame
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
-from cropreg.matching.plane import Pair, Plane, band_pass
+from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
-from cropreg.matching.search import at_same_scale, correlation_map, over_scales, peaks
+from cropreg.matching.search import Candidate, at_same_scale, correlation_map, over_scales, peaks
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import settle, tell_apart
 from cropreg.storage import read_bytes
@@ -78,7 +78,7 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     if lowest > s.highest_scale:
         reason = f"The crop ({cw} x {ch} px) is too large for its original ({ow} x {oh} px). Are the two folders swapped?"
         return replace(blank, verdict="no_match", reason=reason)
-    if float(crop.search_plane.pixels.std()) < s.blank and float(crop.full().std()) < s.blank:
+    if deviation(crop.search_plane.pixels) < s.blank and deviation(crop.full()) < s.blank:
         return replace(blank, verdict="flat", reason="The crop shows one flat tone: it fits anywhere.")
     found = search(original, crop, lowest, s)
     framed = _inside_frame(blank, original, crop, s)
@@ -123,9 +123,13 @@ def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s:
 def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
     """The best place at the same scale, or by features if that does not convince."""
     found: Found | None = None
+    others: list[Candidate] = []
     if all(c <= o for c, o in zip(crop.size_wh, original.size_wh, strict=True)):
         candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
-        found = follow(original, crop, candidates, "shift", "ncc", s)
+        # The place of a crop that was only cut out is the first peak, or next to it; lower ones wait until features have failed.
+        likely = [c for c in candidates if c.ncc >= max(s.clear_ncc, candidates[0].ncc - s.close_ncc)] or candidates[:1]
+        others = candidates[len(likely) :]
+        found = follow(original, crop, likely, "shift", "ncc", s)
     if found is None or not convinces(found, s):
         candidates = by_features(
             original.search_plane.resampled(max(original.size_wh) / s.features_long_side_px),
@@ -133,6 +137,8 @@ def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: Match
             num_features=s.num_features, scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "similarity", "features", s))
+    if not plausible(found, s):
+        found = better(found, follow(original, crop, others, "shift", "ncc", s))
     return found
 
 
@@ -147,8 +153,7 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
             s.sweep_peaks,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
-    faint = max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture
-    if fits and faint and not plausible(found, s):
+    if fits and not plausible(found, s) and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture):
         found = better(found, _at_half_size(original, crop, s))
     return found
 
@@ -168,4 +173,4 @@ def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found
 
 def _texture(crop: Picture, s: MatcherSettings) -> float:
     """The band-passed standard deviation of the crop's search plane, in grey levels."""
-    return float(band_pass(crop.search_plane.smoothed(s.smooth_px).pixels, s.band_px).std())
+    return deviation(band_pass(crop.search_plane.smoothed(s.smooth_px).pixels, s.band_px))

@@ -90,38 +90,50 @@ def follow(
     """
     best: Found | None = None
     seen: list[Affine] = []
+    small: list[Found] = []
     for candidate in candidates:
         scale = 1.0 if model == "shift" else places.scale(candidate.place)
-        step = max(original.search_plane.step, crop.search_plane.step / scale)
+        step = max(original.search_plane.step, crop.finest_step / scale)
         levels = max(1, math.ceil(math.log2(max(1.0, candidate.step / step)) - 0.2) + (model != "shift"))
         pair_at = partial(_paired_at, original, crop, step, scale, s)
-        fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
+        least_ncc = s.shift_ncc if model == "shift" and levels > 1 else s.least_ncc
+        fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
         if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
             continue
         seen.append(fit.place)
         pair = pair_at(0)
-        found: Found | None = Found(fit, compare(pair, fit.place, s), method, pair)
-        assert found is not None
-        small = max(found.pair.crop.size_wh) < s.small_px and step > 1.5
-        if small and min(found.evidence.median, found.evidence.band) > s.closer_ncc:
-            found = closer(original, crop, found, s)
+        found = Found(fit, compare(pair, fit.place, s), method, pair)
+        if max(pair.crop.size_wh) < s.small_px and step > 1.5 and min(found.evidence.median, found.evidence.band) > s.closer_ncc:
+            small.append(found)
+            continue
         best = better(best, found)
-        if found is not None and convinces(found, s):
+        if convinces(found, s):
+            break
+    # Too small to be judged: the most promising are looked at again, at more resolution.
+    for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
+        nearer = closer(original, crop, found, s.closer_px, s)
+        best = better(best, nearer)
+        if nearer is not None and convinces(nearer, s):
             break
     return best
 
 
 def closer(
-    original: Picture, crop: Picture, found: Found, s: MatcherSettings, models: tuple[str, ...] = ("shift", "similarity")
+    original: Picture,
+    crop: Picture,
+    found: Found,
+    long_side_px: int,
+    s: MatcherSettings,
+    models: tuple[str, ...] = ("shift", "similarity"),
 ) -> Found | None:
-    """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
+    """Looks again at more resolution, the crop at ``long_side_px``, on the part of the original around a place.
 
     The first model stands unless a later one fits clearly better; None if the pictures do not look alike any more.
     Cost: the full decode of both pictures.
     """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
-    wanted = max(finest, max(crop.size_wh) / scale / s.closer_px)
+    wanted = max(finest, max(crop.size_wh) / scale / long_side_px)
     levels = max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted))))
     part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
     whole = Plane(crop.full())

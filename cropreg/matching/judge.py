@@ -50,7 +50,13 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
     if windows is not None:
         if settled.moved >= max(s.burst_windows, s.burst_share * len(windows)):
             return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
-        if noise is not None and noise.correlation < s.same_noise and min(noise.original_std, noise.crop_std) > s.noise_std:
+        another = not settled.kept or settled.moved > 0  # low JPEG quality alone takes a true crop's noise away
+        if (
+            another
+            and noise is not None
+            and noise.correlation < s.same_noise
+            and min(noise.original_std, noise.crop_std) > s.noise_std
+        ):
             return (
                 "no_match",
                 "The crop shows the same scene with other noise: another exposure or another scan, not this original.",

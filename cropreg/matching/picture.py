@@ -20,7 +20,9 @@ SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too smal
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
-FULL_MAX_PX = 1_000_000  # a picture this small costs little to decode whole, and is then exact at once
+FULL_MAX_PX = 4_500_000  # smaller JPEGs are decoded whole at once: most are asked for their full size in the end, and 0.7 + 1 > 1
+PROGRESSIVE_MAX_PX = 1_000_000  # the same for progressive ones, whose full decode costs four times as much
+SEARCH_LEAST_PX = 300  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
 class Picture:
@@ -72,17 +74,19 @@ class Picture:
 
     @property
     def factor(self) -> int:
-        """By how much the search plane is reduced: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
-        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= FULL_MAX_PX:
+        """By how much the decoder reduces the picture: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
+        whole_px = PROGRESSIVE_MAX_PX if self.header.progressive else FULL_MAX_PX
+        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= whole_px:
             return 1
         least = PROXY_LONG_SIDE_PX if self._with_proxy else SEARCH_LONG_SIDE_PX
         return 8 if max(self.size_wh) >= 8 * least and min(self.size_wh) >= 8 * 24 else 1
 
     @cached_property
     def search_plane(self) -> Plane:
-        """The grey plane that the search looks at: libjpeg's 1/8 picture of large JPEGs, else the full picture."""
+        """The grey plane that the search looks at: libjpeg's 1/8 picture of large JPEGs, else the full picture, averaged down."""
         if self.factor == 1:
-            return Plane(self.full())
+            halvings = min(3, max(0, int(math.log2(max(self.size_wh) / SEARCH_LEAST_PX))), int(math.log2(min(self.size_wh) / 24)))
+            return Plane(self.full()).reduced(2 ** max(0, halvings))
         reduced = self._reduced(grey=not self._with_proxy)
         pixels = reduced.pixels
         if self._with_proxy:
@@ -100,8 +104,15 @@ class Picture:
                     return images.decode_reduced(start, self.name, self.factor, grey=grey, header=self.header)
         return images.decode_reduced(self._data, self.name, self.factor, grey=grey, header=self.header)
 
+    @property
+    def finest_step(self) -> float:
+        """Full-size pixels per pixel of the finest plane that costs no decoding."""
+        return 1.0 if self._full is not None else self.search_plane.step
+
     def plane(self, step: float) -> Plane:
-        """The search plane at about ``step`` full-size pixels per pixel; halvings are kept for the next crop."""
+        """The picture at about ``step`` full-size pixels per pixel, without decoding; halvings are kept for the next crop."""
+        if self.finest_step <= step < 0.98 * self.search_plane.step:
+            return Plane(self.full()).resampled(step)
         halvings = math.log2(step / self.search_plane.step)
         if abs(halvings - round(halvings)) > 1e-6 or halvings < 0.5:
             return self.search_plane.resampled(step)

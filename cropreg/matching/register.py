@@ -21,6 +21,8 @@ MODELS = {"shift": 2, "scale": 3, "similarity": 4, "free": 5}
 """Number of parameters: a shift, with one scale, with an angle too, with two scales and an angle."""
 
 
+ROBUST_PX = 0.3  # plane px; a step shorter than this is near enough for outliers to stand out
+MOST_REWEIGHTED = 3  # times the weights are made anew
 COARSE_ITERATIONS = 8  # a coarse level only has to come within a pixel of the next
 
 
@@ -37,6 +39,7 @@ class Fit:
     residual: float
     sigma_px: float
     converged: bool
+    model: str
 
 
 def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: bool = True, tolerance_px: float = 0.01) -> Fit:
@@ -51,9 +54,10 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
     descent = _steepest_descent(target, model)
     matrix = pair.matrix(place)
     energy = float(np.einsum("ij,ij->", target, target)) + 1e-6
-    hessian = np.eye(MODELS[model])
+    weighted = descent
+    hessian, plain = np.eye(MODELS[model]), _normal(descent, descent)
     residual = np.zeros_like(target)
-    ncc, step_px = 0.0, np.inf
+    ncc, step_px, reweighted = 0.0, np.inf, 0
     for _ in range(iterations):
         moved = pair.moved(matrix)
         product, own = float(np.einsum("ij,ij->", moved, target)), float(np.einsum("ij,ij->", moved, moved)) + 1e-6
@@ -62,24 +66,26 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
             break
         np.multiply(moved, np.float32(product / own), out=residual)
         residual -= target
-        weighted = descent
-        if robust:
+        outside = _outside(pair.original.size_wh, matrix, (w, h))
+        # Far off, all differences are large and none an outlier; close by, weights hardly change any more.
+        if robust and step_px < ROBUST_PX and reweighted < MOST_REWEIGHTED:
             spread = float(np.einsum("ij->", np.abs(residual))) / residual.size
             weight = np.square(residual * np.float32(1 / (3.0 * spread + 1e-6)))
             weight += 1
             weighted = descent / weight.ravel()
-        outside = _outside(pair.original.size_wh, matrix, (w, h))
+            plain = _normal(weighted, descent)
+            reweighted += 1
+        masked, hessian = weighted, plain.copy()
         if outside is not None:
-            weighted = weighted * outside.ravel()
-        hessian = np.einsum("in,jn->ij", weighted, descent).astype(np.float64)
-        slope = np.einsum("in,n->i", weighted, residual.ravel()).astype(np.float64)
-        hessian += np.eye(len(hessian)) * (1e-9 * np.trace(hessian) + 1e-9)
+            masked = weighted * outside.ravel()
+            hessian = _normal(masked, descent)
+        slope = np.einsum("in,n->i", masked, residual.ravel()).astype(np.float64)
         if model == "free":
             _hold_aspect(hessian, slope, pair, matrix, residual)
         delta = np.linalg.solve(hessian, slope)
         matrix = compose(matrix, invert(_increment(delta, (w, h), model)))
         step_px = float(np.abs(delta).max())
-        if step_px < tolerance_px or step_px > max(w, h):
+        if (step_px < tolerance_px and (reweighted or not robust)) or step_px > max(w, h):
             break
     squared = float(np.einsum("ij,ij->", residual, residual)) / residual.size
     sigma = np.inf
@@ -88,7 +94,13 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
         edges = _edge_rows(model)
         sigma = float(np.sqrt(np.maximum(np.einsum("ei,ij,ej->e", edges, covariance, edges), 0).max()))
         sigma *= pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    return Fit(pair.place(matrix), ncc, squared * target.size / energy, sigma, step_px < 0.1)
+    return Fit(pair.place(matrix), ncc, squared * target.size / energy, sigma, step_px < 0.1, model)
+
+
+def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The matrix of the normal equations (parameters, parameters), never singular."""
+    hessian = np.einsum("in,jn->ij", weighted, descent).astype(np.float64)
+    return hessian + np.eye(len(hessian)) * (1e-9 * np.trace(hessian) + 1e-9)
 
 
 def coarse_to_fine(
@@ -98,7 +110,7 @@ def coarse_to_fine(
 
     Only the finest is fitted robustly and to the end.  Pairs are made when they are needed, since most candidates fall early.
     """
-    fit = Fit(place, 0.0, np.inf, np.inf, False)
+    fit = Fit(place, 0.0, np.inf, np.inf, False, model)
     for level in range(levels - 1, -1, -1):
         last = level == 0
         steps = iterations if last else min(iterations, COARSE_ITERATIONS)

@@ -14,7 +14,7 @@ from cropreg.matching.follow import Found, compare, paired, refit
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Pair, Plane, band_pass, between
-from cropreg.matching.register import coarse_to_fine
+from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
 from cropreg.matching.search import correlation_map, peaks
 from cropreg.matching.settings import MatcherSettings
 
@@ -37,7 +37,9 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     if min(template.shape) < 6:
         return Elsewhere(None, [])
     factor = max(1, min(round(max(template.shape) / s.template_px), min(template.shape) // 4))
-    levels = (factor, 1) if factor > 1 and _repeats(template, s) else (factor,)
+    finer = min(2, factor)
+    repeats = _repeats(template, s)
+    levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
     for k in levels:
@@ -59,7 +61,9 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
                 if ncc > (max(0.3, s.rival_share * at_place) if banded else at_place - s.rival_gap):
                     starts.append((ncc + banded, (peak_x - here_x) * k, (peak_y - here_y) * k))
     starts.sort(reverse=True)
-    return Elsewhere(best, _registered(found, starts[: s.search_peaks], factor, crop.size_wh, s))
+    near = _registered(found, starts[: s.search_peaks if repeats else s.search_peaks // 2], factor, crop.size_wh, s)
+    scores_elsewhere = [score for score, _ in near] + ([best] if best is not None else [])
+    return Elsewhere(max(scores_elsewhere, default=None), [place for _, place in near])
 
 
 def _repeats(template: NDArray[np.float32], s: MatcherSettings) -> bool:
@@ -89,7 +93,7 @@ def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSe
     ):
         return found
     scale = 1.0 if found.is_shift else places.scale(found.place)
-    step = max(original.search_plane.step, crop.search_plane.step / scale)
+    step = max(original.search_plane.step, crop.finest_step / scale)
     return refit(replace(found, pair=paired(original, crop, step, scale, s)), found.place, "shift", s)
 
 
@@ -115,22 +119,38 @@ def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
 
 def _registered(
     found: Found, starts: list[tuple[float, float, float]], factor: int, crop_wh: tuple[int, int], s: MatcherSettings
-) -> list[Affine]:
-    """Registers rivals given as (order, x, y) moves in plane pixels; those that fit nearly as well as the place itself."""
+) -> list[tuple[float, Affine]]:
+    """Registers rivals given as (order, x, y) moves in plane pixels: score and place of those that fit nearly as well as the place itself.
+
+    Most fall at the first, coarsest level.
+    """
+    if not starts:
+        return []
     original, crop = found.pair.original, found.pair.crop
-    result: list[Affine] = []
-    factors = [2**i for i in range(max(1, math.ceil(math.log2(factor + 1))) - 1, 0, -1)]
-    pairs = (
-        [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors if min(crop.size_wh) >= 12 * i] if starts else []
-    )
-    pairs.append(found.pair)
+    factors = [2**i for i in range(math.ceil(math.log2(factor + 1)) - 1, 0, -1) if min(crop.size_wh) >= 12 * 2**i]
+    pairs = [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors] + [found.pair]  # coarse to fine
+    own_rest = _rest(register(pairs[0], found.place, "shift", iterations=3, robust=False).ncc)
+    result: list[tuple[float, Affine]] = []
     for _, move_x, move_y in starts:
         start = compose(places.shifted(move_x * original.step_xy[0], move_y * original.step_xy[1]), found.place)
-        fit = coarse_to_fine(pairs[::-1].__getitem__, len(pairs), start, "shift", iterations=s.iterations, least_ncc=s.least_ncc)
-        if not fit.converged or 1 - fit.ncc**2 > s.rival_look * (1 - found.fit.ncc**2 + 0.002):
+        fit = register(pairs[0], start, "shift", iterations=COARSE_ITERATIONS, robust=False, tolerance_px=0.1)
+        if _rest(fit.ncc) > s.rival_look * (own_rest + s.rival_coarse):
+            continue
+        fit = coarse_to_fine(
+            pairs[::-1].__getitem__, len(pairs), fit.place, "shift", iterations=s.iterations, least_ncc=s.least_ncc
+        )
+        if not fit.converged or _rest(fit.ncc) > s.rival_look * _rest(found.fit.ncc):
             continue
         apart = 2 * original.step
-        new = all(places.distance_px(fit.place, known, crop_wh) >= apart for known in (found.place, *result))
-        if new and compare(found.pair, fit.place, s).inside > s.least_inside:
-            result.append(fit.place)
+        new = all(
+            places.distance_px(fit.place, known, crop_wh) >= apart for known in (found.place, *(place for _, place in result))
+        )
+        evidence = compare(found.pair, fit.place, s)
+        if new and evidence.inside > s.least_inside:
+            result.append((evidence.score, fit.place))
     return result
+
+
+def _rest(ncc: float) -> float:
+    """The share of the energy that a fit leaves unexplained, with a floor for rounding."""
+    return 1.0 - max(ncc, 0.0) ** 2 + 0.002

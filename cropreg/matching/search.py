@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine, isotropic
-from cropreg.matching.plane import Plane, band_pass, from_between
+from cropreg.matching.plane import Plane, band_pass, deviation, from_between
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]
     ``matchTemplate`` gives flat templates 1.0 everywhere and swaps its inputs when the template is larger: both are refused here.
     """
     assert template.shape[0] <= original.shape[0] and template.shape[1] <= original.shape[1]
-    if template.std() < 1e-3:
+    if deviation(template) < 1e-3:
         return np.zeros((original.shape[0] - template.shape[0] + 1, original.shape[1] - template.shape[1] + 1), np.float32)
     scores = cv2.matchTemplate(original, template, cv2.TM_CCOEFF_NORMED)
     scores[~np.isfinite(scores) | (np.abs(scores) > 1.001)] = 0.0  # windows without variance

@@ -25,6 +25,8 @@ class MatcherSettings(Settings):
     search_peaks: int = Field(
         4, ge=1, description="peaks followed per correlation; the right one was among 4 whenever it was a peak at all"
     )
+    clear_ncc: float = Field(0.75, description="correlation of a peak that is followed at once even if it is not the first")
+    close_ncc: float = Field(0.1, description="such a peak's distance from the first; the right one was first in 128 of 129 crops")
     smooth_px: float = Field(
         0.9, gt=0, description="plane px; Gaussian before registering: hides the grid of the reduction (0.07 px error)"
     )
@@ -32,7 +34,7 @@ class MatcherSettings(Settings):
         15, ge=3, description="plane px; width of the mean that is taken away: vignettes are wider, detail is narrower"
     )
     iterations: int = Field(20, ge=1, description="Lucas-Kanade steps a level; 4 to 6 suffice when the start is within 2 px")
-    num_features: int = Field(700, ge=50, description="ORB keypoints a picture; 500 to 1,000 find the same crops")
+    num_features: int = Field(400, ge=50, description="ORB keypoints a picture; 300 to 700 find the same crops within 2 in 71")
     sweep_ratio: float = Field(
         1.06, gt=1, description="step of the sweep of scales; a template of 24 px is off by 0.7 px at the most"
     )
@@ -53,7 +55,7 @@ class MatcherSettings(Settings):
     faint_texture: float = Field(
         3.0, ge=0, description="grey levels; a large crop with more band-passed deviation is found at 1/8 or nowhere"
     )
-    features_long_side_px: int = Field(440, ge=100, description="px; long side of the pictures whose keypoints are compared")
+    features_long_side_px: int = Field(320, ge=100, description="px; long side of the pictures whose keypoints are compared")
 
     sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
@@ -63,16 +65,23 @@ class MatcherSettings(Settings):
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
-    closer_px: int = Field(512, description="working px; long side of the crop in that closer look")
+    closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
+    most_closer: int = Field(3, ge=1, description="candidates of one search looked at so, the best first")
+    exact_px: int = Field(512, description="working px; long side of a resized crop whose edges the planes leave in doubt")
     closer_ncc: float = Field(
         0.5, description="median tile NCC at 1/8 that earns a closer look; right places reach 0.9 even when tiny"
     )
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
+    shift_ncc: float = Field(0.5, description="the same at coarse levels for a crop that was only cut out; right ones reach 0.8")
     sweep_peaks: int = Field(8, description="candidates followed after the sweep of scales")
     rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
     rival_apart_px: int = Field(2, description="plane px; nearer peaks are the place itself")
     rival_gap: float = Field(0.02, description="plain NCC below the place's own, within which another peak is a rival, too")
     rival_look: float = Field(8.0, description="a rival's unexplained share over the place's, below which full-size windows decide")
+    rival_coarse: float = Field(
+        0.02,
+        description="unexplained share added to both at the scale of the search, where a rival's grid lies off by half a pixel",
+    )
     rival_ratio: float = Field(1.6, gt=1, description="a rival's squared rest over the place's, below which both fit equally well")
     repeat_px: int = Field(32, ge=8, description="plane px; side of the part that is compared with its own surroundings")
     repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")
@@ -106,6 +115,9 @@ class MatcherSettings(Settings):
         128, ge=32, description="original px; side of a full-size window: a moved object fills it, noise averages out"
     )
     windows_per_side: int = Field(3, ge=1, description="at most this squared windows: enough to see what does not move together")
+    calm_windows_per_side: int = Field(
+        2, ge=1, description="the same where no tile moves, and only the last part of a pixel is asked"
+    )
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
     reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")
@@ -116,7 +128,8 @@ class MatcherSettings(Settings):
     burst_windows: int = Field(2, ge=1, description="moved windows that make a neighbouring frame")
     suspect_px: float = Field(0.9, gt=0, description="original px; a tile that wants to move less than this is left alone")
     suspect_ratio: float = Field(
-        9.0, description="displacement over its error that sends a tile to full size; objects that moved reach 10 to 48"
+        14.0,
+        description="displacement over its error that sends a tile to full size; objects that moved and can be told reach 17 to 80",
     )
     suspect_least: float = Field(5.0, description="the same, for further tiles once one is clear")
     most_suspects: int = Field(6, ge=0, description="such tiles looked at, the clearest first")

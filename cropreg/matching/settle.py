@@ -49,14 +49,15 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
     if not kept and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
-        found = closer(original, crop, found, s, ("free",)) or found
+        found = closer(original, crop, found, s.exact_px, s, ("free",)) or found
         unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
     if unrest.calm and not same_size and (not kept or _is_exact(found, kept, s)):
         return Settled(found, found.place, kept, found.fit.sigma_px)
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
+    per_side = s.windows_per_side if same_size or not unrest.calm else s.calm_windows_per_side
+    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, per_side)
     rectangles += [window_at(center, size, crop.size_wh) for center in unrest.suspects]
     windows = register_windows(
         full_o, full_c, found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
@@ -102,7 +103,7 @@ def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affi
 
 def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Pair:
     scale = 1.0 if found.is_shift else places.scale(found.place)
-    return paired(original, crop, max(original.search_plane.step, crop.search_plane.step / scale), scale, s)
+    return paired(original, crop, max(original.search_plane.step, crop.finest_step / scale), scale, s)
 
 
 def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
@@ -120,7 +121,7 @@ def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSett
         if _rest(register(half, start, "shift", iterations=1, robust=False).ncc) < s.free_gain * _rest(asked.ncc):
             return shift, True
         start = asked.place if asked.converged else start
-    free = refit(found, start, "similarity", s)
+    free = found if found.fit.model in ("similarity", "free") else refit(found, start, "similarity", s)
     scale = places.scale(free.place)
     if free.fit.converged and abs(scale * found.pair.step / found.pair.crop.step - 1) > s.repair and found.pair.crop.step > 1:
         free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
