@@ -88,7 +88,8 @@ def register_windows(
         if min(part_c.size_wh) < 12:
             continue
         pair = Pair(part_o, part_c, band_px)
-        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations)
+        # Not robustly: a window of which a part is painted over is outvoted by the other windows.
+        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations, robust=False)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
         near = np.abs(shift).max() <= reach_px + 2 * step

@@ -63,7 +63,7 @@ def plausible(found: Found | None, s: MatcherSettings) -> bool:
     if found is None:
         return False
     e = found.evidence
-    alike = e.median >= s.fair_median and e.band >= s.fair_band and e.tiles >= s.fair_tiles
+    alike = e.median >= s.fair_median and e.low >= s.fair_low and e.band >= s.fair_band and e.tiles >= s.fair_tiles
     return alike and found.fit.converged and e.inside > s.least_inside
 
 

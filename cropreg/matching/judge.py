@@ -28,8 +28,11 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     else:
         box = Box(*(round(v, 4) for v in places.to_box(place, crop_wh)))
         angle, scale = round(places.angle_deg(place), 5), round(places.scale(place), 6)
-    verdict, reason = _verdict(settled, tied, s)
     score = found.evidence.score
+    gap = score - (elsewhere.score or 0.0)
+    verdict, reason = _verdict(settled, tied, s)
+    if verdict == "found" and gap < s.least_gap:
+        verdict, reason = "doubtful", "Another place in the original correlates better with the crop."
     return replace(
         blank,
         verdict=verdict,
@@ -38,7 +41,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         angle_deg=angle,
         scale=scale,
         score=round(score, 6),
-        gap=round(score - (elsewhere.score or 0.0), 6),
+        gap=round(gap, 6),
         method=found.method,
         error_px=round(settled.sigma_px, 4),
         probability=round(_probability(settled, tied), 4),

@@ -136,6 +136,8 @@ def _registered(
         fit = register(pairs[0], start, "shift", iterations=COARSE_ITERATIONS, robust=False, tolerance_px=0.1)
         if _rest(fit.ncc) > s.rival_look * (own_rest + s.rival_coarse):
             continue
+        if places.distance_px(fit.place, found.place, crop_wh) < pairs[0].step:  # slid back to the place itself
+            continue
         fit = coarse_to_fine(
             pairs[::-1].__getitem__, len(pairs), fit.place, "shift", iterations=s.iterations, least_ncc=s.least_ncc
         )

@@ -61,6 +61,7 @@ class MatcherSettings(Settings):
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
     sure_tiles: int = Field(6, description="textured tiles without which the search goes on: fewer agree by chance")
     fair_median: float = Field(0.72, description="median NCC of textured tiles below which nothing was found")
+    fair_low: float = Field(0.3, description="20% quantile of the same; right places of 391 crops had 0.57 or more")
     fair_tiles: int = Field(1, description="textured tiles below which nothing was found")
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
@@ -83,6 +84,7 @@ class MatcherSettings(Settings):
         description="unexplained share added to both at the scale of the search, where a rival's grid lies off by half a pixel",
     )
     rival_ratio: float = Field(1.6, gt=1, description="a rival's squared rest over the place's, below which both fit equally well")
+    least_gap: float = Field(-0.01, description="a place whose plain NCC is exceeded elsewhere by more is not to be trusted")
     repeat_px: int = Field(32, ge=8, description="plane px; side of the part that is compared with its own surroundings")
     repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
@@ -109,6 +111,7 @@ class MatcherSettings(Settings):
     calm_median: float = Field(
         3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
     )
+    moving_median: float = Field(7.0, description="the same from which parts are moving for sure; bursts at 1/8 start at 8")
     calm_most: float = Field(12.0, description="90% quantile of the same")
     map_step_px: int = Field(8, ge=1, description="full-size px per px of the map on which windows are chosen")
     window_px: int = Field(

@@ -48,7 +48,8 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
-    if not kept and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
+    moving = unrest.median > s.moving_median  # a neighbouring frame: its edges need not be exact
+    if not kept and not moving and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
         found = closer(original, crop, found, s.exact_px, s, ("free",)) or found
         unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
@@ -167,9 +168,10 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 
 @dataclass(frozen=True)
 class _Unrest:
-    """Whether all tiles lie still, and the centres (x, y), in crop pixels, of those that most clearly do not."""
+    """Whether all tiles lie still, the median of their displacements over their errors, and the centres (x, y), in crop pixels, of those that most clearly do not."""
 
     calm: bool
+    median: float
     suspects: list[tuple[float, float]]
 
 
@@ -181,9 +183,10 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
     small = displacements(found.pair, found.place, s.motion_tile_px)
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, [])
+        return _Unrest(False, 0.0, [])
     relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
-    calm = float(np.median(relative)) < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
+    median = float(np.median(relative))
+    calm = median < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
     large = displacements(found.pair, found.place, s.motion_tile_px * 3 // 2)
     size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
@@ -202,4 +205,4 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
             suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
     if float(strength.max()) < s.suspect_ratio:
         suspects = []  # nothing clear enough to pay for full size
-    return _Unrest(calm and not suspects, suspects)
+    return _Unrest(calm and not suspects, median, suspects)
