@@ -77,6 +77,7 @@ def match(
     *,
     out: str,
     pairs: str | None = None,
+    explain: str | None = None,
     settings: Annotated[MatchSettings, _Flat] = MatchSettings(),  # noqa: B008  # frozen
     door: Door = DoorSettings(),  # noqa: B008
 ) -> int:
@@ -92,14 +93,20 @@ def match(
         Folder of the box dataset; run again it computes only what is new.
     pairs
         Instead of two folders: CSV or Parquet with the columns original and crop.
+    explain
+        Draw one pair instead, by its pair_id or the name of its crop: what the matcher saw, and why it decided as it did.
     """
 
     def work() -> dict[str, Any]:
+        if explain is not None:
+            from cropreg.pipelines import explain as picture
+
+            return picture.run(explain, originals, crops, out=out, pairs=pairs, settings=settings, dry_run=door.dry_run)
         from cropreg.pipelines import match as pipeline
 
         return pipeline.run(originals, crops, out=out, pairs=pairs, settings=settings, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, out)
+    return _finish(work, door, None if explain else out)
 
 
 @app.command

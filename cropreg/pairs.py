@@ -48,6 +48,26 @@ def pair_id(original: str, crop: str) -> str:
     return hashlib.sha256(os.fsencode(original) + b"\0" + os.fsencode(crop)).hexdigest()[:24]
 
 
+def find(originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None) -> list[Pair]:
+    """The pairs of two folders, or of a table; every file of theirs is in one.
+
+    Raises:
+        UsageError: neither two folders nor a table, or both. InputError: no pictures there.
+    """
+    if table is not None and originals is None and crops is None:
+        found = from_table(storage.absolute(table))
+    elif table is None and originals is not None and crops is not None:
+        found = discover(storage.absolute(originals), storage.absolute(crops), pair_by=pair_by)
+    else:
+        raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
+    if not found:
+        where = table or f"{originals} and {crops}"
+        raise InputError(
+            f"{where}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
+        )
+    return found
+
+
 def discover(originals: str, crops: str, *, pair_by: str | None = None) -> list[Pair]:
     """Pairs the pictures of two folders by relative path without extension, letters' case ignored.
 

@@ -22,10 +22,10 @@ COLORS = {"found": GREEN, "ambiguous": ORANGE, "doubtful": ORANGE, "flat": ORANG
 Image = NDArray[np.uint8]
 
 
-def explain_png(
+def explain(
     original: bytes, crop: bytes, settings: MatcherSettings = DEFAULTS, names: tuple[str, str] = ("original", "crop")
-) -> bytes:
-    """Draws both pictures, the first candidates (grey), the box, the agreement of the tiles, what is left over, and the verdict.
+) -> tuple[Match, bytes]:
+    """Matches a pair and draws a PNG: both pictures, the first candidates (grey), the box, the tiles, what is left over, the verdict.
 
     Never raises for a bad picture: what could be read is drawn.  Cost: two full decodes more than the matching itself.
     """
@@ -43,7 +43,7 @@ def explain_png(
     sheet = _sheet(panels, [_headline(match, names), *_facts(match)], COLORS[match.verdict])
     done, png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     assert done, "OpenCV encodes every uint8 array"
-    return png.tobytes()
+    return match, png.tobytes()
 
 
 def _looked_at(original: Picture, crop: Picture, s: MatcherSettings) -> tuple[list[Candidate], Found | None]:

@@ -140,10 +140,13 @@ class MatcherSettings(Settings):
         1.1, description="turned crops of nearly the original's size must share its noise, or are another scan"
     )
     same_noise: float = Field(
-        0.3, description="correlation of fine structure: turned crops 0.61 or more, JPEG 75 0.44, other exposures to 0.25"
+        0.42, description="correlation of noise: turned crops 0.51 or more down to JPEG 75, other exposures and scans to 0.39"
     )
     noise_std: float = Field(
-        0.5, description="grey levels; with less fine structure in either picture there is no noise to compare"
+        0.3, description="grey levels; with less fine structure in either picture there is no noise to compare"
+    )
+    noise_left: float = Field(
+        0.7, description="the crop's noise over the original's, below which JPEG took it away; at quality 60 0.2 to 0.6 is left"
     )
     frame_gain: float = Field(0.004, description="gain in score from leaving out an even border that makes it a frame")
     ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")

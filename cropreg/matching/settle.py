@@ -49,7 +49,12 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
     moving = unrest.median > s.moving_median  # a neighbouring frame: its edges need not be exact
-    if not kept and not moving and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
+    if (
+        not kept
+        and not moving
+        and not _is_exact(found, kept, s)
+        and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place))
+    ):
         found = closer(original, crop, found, s.exact_px, s, ("free",)) or found
         unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
@@ -168,7 +173,10 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 
 @dataclass(frozen=True)
 class _Unrest:
-    """Whether all tiles lie still, the median of their displacements over their errors, and the centres (x, y), in crop pixels, of those that most clearly do not."""
+    """Whether all tiles lie still, the median of their displacements over their errors, and suspects.
+
+    ``suspects`` are the centres (x, y), in crop pixels, of tiles that most clearly do not.
+    """
 
     calm: bool
     median: float

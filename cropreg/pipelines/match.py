@@ -19,7 +19,7 @@ import ray.data
 import cropreg
 from cropreg import pairs as pairing
 from cropreg import storage
-from cropreg.errors import InputError, OutputError, UsageError
+from cropreg.errors import InputError, OutputError
 from cropreg.labels import Labelling, label_pairs
 from cropreg.logs import Progress
 from cropreg.matching.settings import MatcherSettings
@@ -87,7 +87,7 @@ def run(
     shares = parse_shares(settings.split)
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
-    found = _find_pairs(originals, crops, pairs, settings)
+    found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
     existing = _existing(out, config, settings.overwrite)
     todo = _todo(found, existing, settings.overwrite)
     parts = cut_parts(todo, settings.pairs_per_part)
@@ -111,26 +111,16 @@ def run(
     return {**summary, **_report(BoxDataset.open(out), settings)}
 
 
-def _find_pairs(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> list[Pair]:
-    if pairs is not None and originals is None and crops is None:
-        found = pairing.from_table(storage.absolute(pairs))
-    elif pairs is None and originals is not None and crops is not None:
-        found = pairing.discover(storage.absolute(originals), storage.absolute(crops), pair_by=settings.pair_by)
-    else:
-        raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
-    if not found:
-        where = pairs or f"{originals} and {crops}"
-        raise InputError(
-            f"{where}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
-        )
-    return found
-
-
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
     """The dataset that is at ``out``, or None; refuses a folder of something else, or of other settings."""
     if latest_manifest(out) == 0:
         strangers = storage.exists(out) and next(
-            (e.relative for e in storage.list_files(out) if not e.relative.startswith(("pairs/", "proxies/", "result.json"))), None
+            (
+                e.relative
+                for e in storage.list_files(out)
+                if not e.relative.startswith(("pairs/", "proxies/", "explain/", "result.json"))
+            ),
+            None,
         )
         if strangers:
             raise OutputError(f"{out}: this folder holds other things ({strangers}). Give a new or empty one with --out.")
