@@ -43,7 +43,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         score=round(score, 6),
         gap=round(gap, 6),
         method=found.method,
-        error_px=round(settled.sigma_px, 4),
+        error_px=round(settled.error_px, 4),
         probability=round(_probability(settled, tied), 4),
     )
 

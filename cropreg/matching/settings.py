@@ -121,6 +121,9 @@ class MatcherSettings(Settings):
     calm_windows_per_side: int = Field(
         2, ge=1, description="the same where no tile moves, and only the last part of a pixel is asked"
     )
+    least_edge_windows: int = Field(
+        5, ge=3, description="agreeing windows that tell the edges of a turned crop better than its plane"
+    )
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
     reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")

@@ -25,19 +25,23 @@ from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.register import register
 from cropreg.matching.settings import MatcherSettings
 
+SIGMAS, RESIZED_PX = 3.0, 0.08
+"""Of a resized crop: what least squares is too sure by, and what the unknown kernel and the rounded size add, in crop px (of 250 crops)."""
+
 
 @dataclass(frozen=True)
 class Settled:
     """A place settled as well as it can be.
 
-    ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``windows`` are the full-size windows that
+    ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``error_px`` is the predicted standard
+    deviation of its edges in original pixels.  ``windows`` are the full-size windows that
     could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere.
     """
 
     found: Found
     place: Affine
     kept: bool
-    sigma_px: float
+    error_px: float
     windows: list[Window] | None = None
     tried: int = 0
     moved: int = 0
@@ -48,18 +52,14 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
-    moving = unrest.median > s.moving_median  # a neighbouring frame: its edges need not be exact
-    if (
-        not kept
-        and not moving
-        and not _is_exact(found, kept, s)
-        and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place))
-    ):
+    same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
+    # Of a crop that was only turned the full-size windows, needed anyway, tell the edges; of a neighbouring frame none are asked.
+    settled_later = kept or same_size or unrest.median > s.moving_median
+    if not settled_later and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
         found = closer(original, crop, found, s.exact_px, s, ("free",)) or found
         unrest = _unrest(found, s)
-    same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
     if unrest.calm and not same_size and (not kept or _is_exact(found, kept, s)):
-        return Settled(found, found.place, kept, found.fit.sigma_px)
+        return Settled(found, found.place, kept, _error_px(found, kept))
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if same_size or not unrest.calm else s.calm_windows_per_side
@@ -69,20 +69,28 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         full_o, full_c, found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
     )  # fmt: skip
-    place, sigma = found.place, found.fit.sigma_px
+    place, error_px = found.place, _error_px(found, kept)
     common = place
     if kept and windows:
-        shift, sigma = common_shift(windows)
+        shift, error_px = common_shift(windows)
         common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
     elif len(windows) >= 3:
         common = common_similarity(windows, place)
+        if same_size and len(windows) >= s.least_edge_windows:
+            place, error_px = common, SIGMAS * common_shift(windows)[1]
     moved = moved_windows(windows, found.place, common, s.moved_px, s.moved_ratio)
     noise = (
         shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
         if same_size or (kept and unrest.suspects)
         else None
     )
-    return Settled(found, place, kept, sigma, windows, len(rectangles), moved, noise)
+    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, noise)
+
+
+def _error_px(found: Found, kept: bool) -> float:
+    """The predicted error of the edges as the planes tell it, original pixels."""
+    sigma = found.fit.sigma_px
+    return sigma if kept else float(np.hypot(SIGMAS * sigma, RESIZED_PX / places.scale(found.place)))
 
 
 def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
