@@ -119,8 +119,11 @@ def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
     return (shifts * weights[:, None]).sum(0) / weights.sum(), float(1 / np.sqrt(weights.sum()))
 
 
-def common_similarity(windows: list[Window], place: Affine) -> Affine:
-    """The place corrected by the similarity that explains most windows' shifts."""
+def common_place(windows: list[Window], place: Affine, aspect_px: float) -> Affine:
+    """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
+
+    The two scales differ by a normal error of ``aspect_px`` original pixels at the edge of the windows: an export rounds each side.
+    """
     centers = np.array([w.center_xy for w in windows])
     shifts = np.array([w.shift_px for w in windows])
     base = 1 / (np.array([w.sigma_px for w in windows]) ** 2 + 0.02**2)
@@ -128,18 +131,19 @@ def common_similarity(windows: list[Window], place: Affine) -> Affine:
     c = centers - middle
     radius = max(float(np.abs(c).max()), 1.0)
     u, v, one, none = c[:, 0] / radius, c[:, 1] / radius, np.ones(len(c)), np.zeros(len(c))
-    rows = np.concatenate([np.stack([one, none, u, -v], 1), np.stack([none, one, v, u], 1)])  # (2n, 4)
+    rows = np.concatenate([np.stack([one, none, u, none, -v], 1), np.stack([none, one, none, v, u], 1)])  # (2n, 5)
     target = shifts.T.ravel()
+    prior = np.outer([0, 0, 1, -1, 0], [0, 0, 1, -1, 0]) / (aspect_px**2 + 1e-6) + np.eye(5) * 1e-9
     weights = np.tile(base, 2)
-    rest = target
+    solution = np.zeros(5)
     for _ in range(5):
         a = rows * weights[:, None]
-        solution = np.linalg.solve(np.einsum("ni,nj->ij", rows, a) + np.eye(4) * 1e-9, np.einsum("ni,n->i", a, target))
+        solution = np.linalg.solve(np.einsum("ni,nj->ij", rows, a) + prior, np.einsum("ni,n->i", a, target))
         rest = target - np.einsum("ni,i->n", rows, solution)
         size = max(0.05, 1.5 * float(np.median(np.abs(rest))))
         weights = np.tile(base, 2) / (1 + (rest / size) ** 2)
-    dx, dy, stretch, turn = solution
-    linear = np.array([[stretch, -turn], [turn, stretch]]) / radius
+    dx, dy, stretch_x, stretch_y, turn = solution
+    linear = np.array([[stretch_x, -turn], [turn, stretch_y]]) / radius
     shift = np.array([dx, dy]) - linear @ middle
     return np.hstack([place[:, :2] + linear, place[:, 2:] + shift[:, None]])
 

@@ -111,29 +111,22 @@ def follow(
             break
     # Too small to be judged: the most promising are looked at again, at more resolution.
     for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
-        nearer = closer(original, crop, found, s.closer_px, s)
+        nearer = closer(original, crop, found, s)
         best = better(best, nearer)
         if nearer is not None and convinces(nearer, s):
             break
     return best
 
 
-def closer(
-    original: Picture,
-    crop: Picture,
-    found: Found,
-    long_side_px: int,
-    s: MatcherSettings,
-    models: tuple[str, ...] = ("shift", "similarity"),
-) -> Found | None:
-    """Looks again at more resolution, the crop at ``long_side_px``, on the part of the original around a place.
+def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found | None:
+    """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
 
-    The first model stands unless a later one fits clearly better; None if the pictures do not look alike any more.
+    A shift stands unless a similarity fits clearly better; None if the pictures do not look alike any more.
     Cost: the full decode of both pictures.
     """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
-    wanted = max(finest, max(crop.size_wh) / scale / long_side_px)
+    wanted = max(finest, max(crop.size_wh) / scale / s.closer_px)
     levels = max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted))))
     part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
     whole = Plane(crop.full())
@@ -147,7 +140,7 @@ def closer(
         return pairs[level]
 
     best: Fit | None = None
-    for model in models:
+    for model in ("shift", "similarity"):
         fit = coarse_to_fine(pair_at, levels, found.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
         if best is None or fit.ncc > best.ncc + 0.003:
             best = fit

@@ -68,7 +68,6 @@ class MatcherSettings(Settings):
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
     most_closer: int = Field(3, ge=1, description="candidates of one search looked at so, the best first")
-    exact_px: int = Field(512, description="working px; long side of a resized crop whose edges the planes leave in doubt")
     closer_ncc: float = Field(
         0.5, description="median tile NCC at 1/8 that earns a closer look; right places reach 0.9 even when tiny"
     )

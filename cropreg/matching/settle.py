@@ -10,13 +10,13 @@ from cropreg.matching import place as places
 from cropreg.matching.fine import (
     Window,
     choose_windows,
+    common_place,
     common_shift,
-    common_similarity,
     moved_windows,
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, paired, refit
+from cropreg.matching.follow import Found, paired, refit
 from cropreg.matching.local import displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
@@ -53,16 +53,11 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
-    # Of a crop that was only turned the full-size windows, needed anyway, tell the edges; of a neighbouring frame none are asked.
-    settled_later = kept or same_size or unrest.median > s.moving_median
-    if not settled_later and not _is_exact(found, kept, s) and found.pair.step > 1.05 * max(1.0, 1 / places.scale(found.place)):
-        found = closer(original, crop, found, s.exact_px, s, ("free",)) or found
-        unrest = _unrest(found, s)
-    if unrest.calm and not same_size and (not kept or _is_exact(found, kept, s)):
+    if unrest.calm and not same_size and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    per_side = s.windows_per_side if same_size or not unrest.calm else s.calm_windows_per_side
+    per_side = s.windows_per_side if not kept or not unrest.calm else s.calm_windows_per_side
     rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, per_side)
     rectangles += [window_at(center, size, crop.size_wh) for center in unrest.suspects]
     windows = register_windows(
@@ -75,9 +70,14 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         shift, error_px = common_shift(windows)
         common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
     elif len(windows) >= 3:
-        common = common_similarity(windows, place)
-        if same_size and len(windows) >= s.least_edge_windows:
-            place, error_px = common, SIGMAS * common_shift(windows)[1]
+        rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
+        common = common_place(windows, place, rounding_px)
+        moved_on = unrest.median > s.moving_median  # a neighbouring frame has no exact edges
+        if len(windows) >= s.least_edge_windows and not moved_on:
+            place, error_px = (
+                common,
+                float(np.hypot(SIGMAS * common_shift(windows)[1], 0.0 if same_size else RESIZED_PX / places.scale(place))),
+            )
     moved = moved_windows(windows, found.place, common, s.moved_px, s.moved_ratio)
     noise = (
         shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
