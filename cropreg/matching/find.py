@@ -123,6 +123,7 @@ def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s:
 def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
     """The best place at the same scale, or by features if that does not convince."""
     found: Found | None = None
+    likely: list[Candidate] = []
     others: list[Candidate] = []
     if all(c <= o for c, o in zip(crop.size_wh, original.size_wh, strict=True)):
         candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
@@ -137,6 +138,8 @@ def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: Match
             num_features=s.num_features, scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "similarity", "features", s))
+    if not plausible(found, s):  # turned or resized by little, and without corners: the peak is near the place, but no shift fits
+        found = better(found, follow(original, crop, likely[:2], "similarity", "ncc", s))
     if not plausible(found, s):
         found = better(found, follow(original, crop, others, "shift", "ncc", s))
     return found

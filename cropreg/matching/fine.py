@@ -89,7 +89,7 @@ def register_windows(
             continue
         pair = Pair(part_o, part_c, band_px)
         # Not robustly: a window of which a part is painted over is outvoted by the other windows.
-        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations, robust=False)
+        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations, robust=False, tolerance_px=0.02)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
         near = np.abs(shift).max() <= reach_px + 2 * step

@@ -64,7 +64,12 @@ def plausible(found: Found | None, s: MatcherSettings) -> bool:
         return False
     e = found.evidence
     alike = e.median >= s.fair_median and e.low >= s.fair_low and e.band >= s.fair_band and e.tiles >= s.fair_tiles
-    return alike and found.fit.converged and e.inside > s.least_inside
+    return (alike or as_a_whole(found, s)) and found.fit.converged and e.inside > s.least_inside
+
+
+def as_a_whole(found: Found, s: MatcherSettings) -> bool:
+    """Whether the pictures agree though their tiles do not: dark ones, whose tiles hold little but JPEG's own noise."""
+    return found.evidence.band >= s.whole_band and found.evidence.score >= s.whole_score
 
 
 def paired(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings) -> Pair:

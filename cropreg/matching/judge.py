@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from cropreg.boxes import Box
 from cropreg.matching import place as places
 from cropreg.matching.follow import convinces
@@ -72,9 +74,19 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
             return "doubtful", "At full size only a few parts of the crop agree with the original."
     if tied:
         return "ambiguous", "The crop fits equally well in more than one place."
-    if not convinces(found, s) and found.evidence.tiles < s.sure_tiles:
-        return "doubtful", "One place fits, but too little of the crop has texture to be sure."
+    if not convinces(found, s) and not _confirmed(settled, s):
+        if found.evidence.tiles < s.sure_tiles:
+            return "doubtful", "One place fits, but too little of the crop has texture to be sure."
+        if found.evidence.median < s.fair_median:
+            return "doubtful", "The crop fits as a whole, but its parts are too dark or too much compressed to be sure."
     return "found", None
+
+
+def _confirmed(settled: Settled, s: MatcherSettings) -> bool:
+    """Whether every window that was asked at full size agrees, and enough were asked to stand for tiles that have no texture."""
+    windows = settled.windows or []
+    agree = len(windows) == settled.tried and len(windows) >= s.least_edge_windows
+    return agree and float(np.median([w.rest for w in windows])) < s.window_rest
 
 
 def _probability(settled: Settled, tied: bool) -> float:

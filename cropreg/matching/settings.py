@@ -34,7 +34,7 @@ class MatcherSettings(Settings):
         15, ge=3, description="plane px; width of the mean that is taken away: vignettes are wider, detail is narrower"
     )
     iterations: int = Field(20, ge=1, description="Lucas-Kanade steps a level; 4 to 6 suffice when the start is within 2 px")
-    num_features: int = Field(400, ge=50, description="ORB keypoints a picture; 300 to 700 find the same crops within 2 in 71")
+    num_features: int = Field(400, ge=50, description="ORB keypoints a picture; 300 to 700 find the same crops within 2 in 164")
     sweep_ratio: float = Field(
         1.06, gt=1, description="step of the sweep of scales; a template of 24 px is off by 0.7 px at the most"
     )
@@ -55,12 +55,16 @@ class MatcherSettings(Settings):
     faint_texture: float = Field(
         3.0, ge=0, description="grey levels; a large crop with more band-passed deviation is found at 1/8 or nowhere"
     )
-    features_long_side_px: int = Field(320, ge=100, description="px; long side of the pictures whose keypoints are compared")
+    features_long_side_px: int = Field(
+        240, ge=100, description="px; long side of the pictures whose keypoints are compared; 440 px find 2 more of 164 crops"
+    )
 
     sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
     sure_tiles: int = Field(6, description="textured tiles without which the search goes on: fewer agree by chance")
     fair_median: float = Field(0.72, description="median NCC of textured tiles below which nothing was found")
+    whole_band: float = Field(0.95, description="band-passed NCC of the whole that counts although its tiles do not agree")
+    whole_score: float = Field(0.99, description="plain NCC of the whole wanted as well; dark pictures at JPEG 40 reach 1.000")
     fair_low: float = Field(0.3, description="20% quantile of the same; right places of 391 crops had 0.57 or more")
     fair_tiles: int = Field(1, description="textured tiles below which nothing was found")
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
@@ -124,6 +128,7 @@ class MatcherSettings(Settings):
         5, ge=3, description="agreeing windows that tell the edges of a turned crop better than its plane"
     )
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
+    window_rest: float = Field(0.3, description="median unexplained share up to which windows stand for tiles that have no texture")
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
     reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")
     window_sigma: float = Field(0.25, description="working px; predicted error above which a window's shift says nothing")

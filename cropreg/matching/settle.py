@@ -16,7 +16,7 @@ from cropreg.matching.fine import (
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, paired, refit
+from cropreg.matching.follow import Found, convinces, paired, refit
 from cropreg.matching.local import displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
@@ -53,11 +53,12 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     found, kept = _kept_or_free(original, crop, found, s)
     unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
-    if unrest.calm and not same_size and _is_exact(found, kept, s):
+    sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
+    if unrest.calm and sure and not same_size and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    per_side = s.windows_per_side if not kept or not unrest.calm else s.calm_windows_per_side
+    per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
     rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, per_side)
     rectangles += [window_at(center, size, crop.size_wh) for center in unrest.suspects]
     windows = register_windows(
