@@ -47,7 +47,7 @@ test-ray: $(VENV)/.tools ## Runs the tests that start Ray.
 	$(BIN)/pytest -q -m "(ray or browser) and not slow" $(ARGS)
 
 test-matching: $(VENV)/.tools ## Runs the tests of the matcher, the slow ones too.
-	$(BIN)/pytest -q -n 2 tests/matching $(ARGS)
+	$(BIN)/pytest -q -n 2 -m "" tests/matching $(ARGS)
 
 check: $(VENV)/.tools ## Checks style, types and that imports point down.
 	$(BIN)/ruff check .

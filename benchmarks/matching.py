@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import io
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,34 +18,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from made_pairs import KEPT, KINDS, REJECT, Pair, encode, make, one_of_each
 
 from cropreg import images
 from cropreg.boxes import iou
 from cropreg.matching.find import Picture, find_in
 
-Pixels = NDArray[np.uint8]
 SIZES_MP = (24, 12, 8, 2)
-KINDS = (
-    *("plain", "png", "jpeg40", "exif", "progressive", "whole", "tiny", "edited", "black_white", "resized", "resized_edited"),
-    *("tiny_resized", "turned", "flat", "wrong", "wrong_resized", "burst"),
-)
-REJECT = ("wrong", "wrong_resized", "burst")
-WHOLE = ("plain", "png", "jpeg40", "exif", "progressive", "whole", "tiny", "edited", "black_white", "flat")
-
-
-@dataclass
-class Pair:
-    """One made pair: two files, and the truth."""
-
-    kind: str
-    size_mp: int
-    original: bytes
-    crop: bytes
-    box: tuple[float, float, float, float]
-    scale: float = 1.0
-    angle_deg: float = 0.0
 
 
 @dataclass
@@ -61,137 +38,6 @@ class Tally:
     ratios: list[float] = field(default_factory=list)
     spent_s: float = 0.0
     decode_s: float = 0.0
-
-
-def drawn(rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A drawn picture with detail of all sizes, for want of photographs."""
-    picture = np.full((height, width, 3), 120, np.float32)
-    for cells, strength in ((3, 30), (9, 25), (31, 18), (97, 14), (251, 9)):
-        picture += cv2.resize(
-            rng.normal(0, strength, (cells, cells, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
-        )
-    for _ in range(400):
-        color = tuple(float(v) for v in rng.uniform(20, 230, 3))
-        center, axes = (int(rng.integers(width)), int(rng.integers(height))), (int(rng.integers(5, 150)), int(rng.integers(5, 150)))
-        cv2.ellipse(picture, center, axes, float(rng.uniform(0, 180)), 0, 360, color, -1, cv2.LINE_AA)
-    return np.asarray(np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255), np.uint8)
-
-
-def one_of_each(paths: list[Path]) -> list[Path]:
-    """One file of every folder, or pair of folders, that holds one picture in several sizes (``1600x1200.jpg``), and all others."""
-    best: dict[Path, Path] = {}
-    for path in paths:
-        key = path.parent.parent if re.fullmatch(r"\d+x\d+", path.stem) else path
-        if key not in best or path.stat().st_size > best[key].stat().st_size:
-            best[key] = path
-    return sorted(best.values())
-
-
-def photograph(paths: list[Path], rng: np.random.Generator, size_mp: int) -> Pixels:
-    """A photograph of about ``size_mp``, its sides no multiples of 8; enlarged ones get a sensor's noise."""
-    if not paths:
-        height = int((size_mp * 1e6 / 1.5) ** 0.5) - int(rng.integers(8))
-        return drawn(rng, int(height * 1.5) - int(rng.integers(8)), height)
-    picture = np.asarray(Image.open(paths[int(rng.integers(len(paths)))]).convert("RGB"))
-    ratio = (size_mp * 1e6 / picture.shape[0] / picture.shape[1]) ** 0.5
-    kernel = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LANCZOS4
-    picture = cv2.resize(picture, None, fx=ratio, fy=ratio, interpolation=kernel)
-    if ratio > 1:
-        picture = np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
-    return np.asarray(picture[int(rng.integers(8)) :, int(rng.integers(8)) :])
-
-
-def encode(pixels: Pixels, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **({"quality": 90, "subsampling": 2} | options if kind == "JPEG" else options))
-    return buffer.getvalue()
-
-
-def upright(data: bytes) -> Pixels:
-    return images.decode_color(data, "made here")
-
-
-def edited(crop: Pixels, rng: np.random.Generator) -> Pixels:
-    """Tone, contrast, sharpening and a vignette."""
-    f = (crop.astype(np.float32) / 255) ** rng.uniform(0.75, 1.35)
-    f = (f - 0.5) * rng.uniform(0.85, 1.3) + 0.5 + rng.uniform(-0.06, 0.06)
-    f = f + rng.uniform(0.3, 1.2) * (f - cv2.GaussianBlur(f, (0, 0), float(rng.uniform(0.8, 2.2))))
-    y, x = np.mgrid[-1 : 1 : crop.shape[0] * 1j, -1 : 1 : crop.shape[1] * 1j].astype(np.float32)
-    f *= (1 - rng.uniform(0, 0.5) * (x * x + y * y) / 2)[..., None]
-    return np.asarray(np.clip(f * 255, 0, 255), np.uint8)
-
-
-def burst(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """A neighbouring frame: the scene has moved by some pixels, unevenly, and the noise is new."""
-    h, w = picture.shape[:2]
-    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
-    for axis in (x, y):
-        axis += cv2.resize(rng.normal(0, max(2.0, w / 800), (7, 7)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
-    later = cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    return np.asarray(np.clip(later + rng.normal(0, 2, later.shape), 0, 255), np.uint8)
-
-
-def resized(crop: Pixels, scale: float, rng: np.random.Generator) -> Pixels:
-    size = max(24, round(crop.shape[1] * scale)), max(24, round(crop.shape[0] * scale))
-    if rng.random() < 0.4:
-        return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA))
-    kernel = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)[int(rng.integers(3))]
-    return np.asarray(Image.fromarray(crop).resize(size, kernel))
-
-
-def flattest(picture: Pixels, w: int, h: int, rng: np.random.Generator) -> tuple[int, int]:
-    """The corner of the evenest of 200 boxes."""
-    small = cv2.resize(picture, None, fx=1 / 16, fy=1 / 16, interpolation=cv2.INTER_AREA).astype(np.float32)
-    corners = [(int(rng.integers(picture.shape[1] - w)), int(rng.integers(picture.shape[0] - h))) for _ in range(200)]
-    return min(corners, key=lambda c: float(small[c[1] // 16 : (c[1] + h) // 16, c[0] // 16 : (c[0] + w) // 16].std()))
-
-
-def make(kind: str, size_mp: int, paths: list[Path], seed: int, index: int) -> Pair:
-    """One pair; the same for the same seed."""
-    key = [seed, KINDS.index(kind), size_mp, index]
-    rng = np.random.default_rng(key)
-    picture = photograph(paths, rng, size_mp)
-    options: dict[str, object] = {"quality": int(rng.choice([88, 92, 95])), "progressive": kind == "progressive"}
-    if kind == "exif":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        picture, options["exif"] = np.ascontiguousarray(np.rot90(picture, 1)), exif
-    original = encode(picture, **options)
-    pixels = upright(original)
-    height, width = pixels.shape[:2]
-    share = {"tiny": 0.15, "tiny_resized": 0.18, "whole": 1.0, "flat": 0.3}.get(kind, float(rng.uniform(0.5, 0.92)))
-    w, h = int(width * share), int(height * share * rng.uniform(0.85, 1.0)) if share < 1 else height
-    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-    if kind == "flat":
-        x, y = flattest(pixels, w, h, rng)
-    scale = angle = 0.0
-    source = pixels
-    if kind in ("wrong", "wrong_resized"):
-        chosen = int(np.random.default_rng(key).integers(len(paths))) if paths else 0  # the one photograph() took
-        other = photograph(paths[:chosen] + paths[chosen + 1 :], np.random.default_rng([*key, 1]), size_mp)
-        source = np.asarray(cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA))
-    elif kind == "burst":
-        source = burst(pixels, rng)
-    crop = source[y : y + h, x : x + w]
-    if kind == "turned":
-        angle = float(rng.uniform(1, 3)) * (1 if rng.random() < 0.5 else -1)
-        w, h = int(width * 0.6), int(height * 0.6)
-        x, y = (width - w) // 2 + int(rng.integers(-20, 20)), (height - h) // 2 + int(rng.integers(-20, 20))
-        t = np.deg2rad(angle)
-        turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
-        shift = np.array([x + (w - 1) / 2, y + (h - 1) / 2]) - turn @ [(w - 1) / 2, (h - 1) / 2]
-        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        crop = cv2.warpAffine(pixels, np.hstack([turn, shift[:, None]]), (w, h), flags=flags)
-    if kind in ("edited", "resized_edited"):
-        crop = edited(crop, rng)
-    if kind == "black_white":
-        crop = np.repeat((crop @ rng.dirichlet([2, 2, 2]))[..., None], 3, 2).astype(np.uint8)
-    if kind in ("resized", "resized_edited", "tiny_resized", "wrong_resized"):
-        scale = float(np.exp(rng.uniform(np.log(0.35 if kind == "tiny_resized" else 0.2), np.log(0.9))))
-        crop = resized(crop, scale, rng)
-    crop = np.ascontiguousarray(crop)
-    data = encode(crop, "PNG", compress_level=1) if kind == "png" else encode(crop, quality=40 if kind == "jpeg40" else 90)
-    return Pair(kind, size_mp, original, data, (x, y, x + w, y + h), scale or 1.0, angle)
 
 
 def ours(original: bytes, crop: bytes) -> tuple[float, float, float, float] | None:
@@ -278,9 +124,9 @@ def judge(tally: Tally, pair: Pair, box: tuple[float, float, float, float] | Non
     if pair.kind in REJECT:
         tally.right += box is None
         tally.wrong += box is not None
-    elif box is not None:
+    elif box is not None and pair.box is not None:
         off = max(abs(a - b) for a, b in zip(box, pair.box, strict=True))
-        near = float(iou(list(box), list(pair.box))) >= 0.99 if pair.kind == "turned" else off <= max(1.0, 1 / pair.scale)
+        near = float(iou(list(box), list(pair.box))) >= 0.99 if pair.kind.startswith("turned") else off <= max(1.0, 1 / pair.scale)
         tally.right += near
         tally.exact += off == 0
         tally.wrong += float(iou(list(box), list(pair.box))) < 0.9
@@ -305,7 +151,7 @@ def show(tallies: dict[tuple[str, str, int], Tally]) -> list[dict[str, object]]:
     print(f"{'way':24s} {'kind':15s} {'MP':>3s} {'pairs':>5s} {'right':>5s} {'exact':>5s} {'wrong':>5s} {'t/L median':>10s}")
     for (name, kind, size_mp), t in tallies.items():
         ratio = float(np.median(t.ratios))
-        exact = str(t.exact) if kind in WHOLE else "-"
+        exact = str(t.exact) if kind in KEPT else "-"
         print(f"{name:24s} {kind:15s} {size_mp:3d} {t.pairs:5d} {t.right:5d} {exact:>5s} {t.wrong:5d} {ratio:10.2f}")
         row = {"way": name, "kind": kind, "mp": size_mp, "pairs": t.pairs, "right": t.right, "exact": t.exact, "wrong": t.wrong}
         rows.append(row | {"t_over_l": round(ratio, 3)})
@@ -316,6 +162,20 @@ def show(tallies: dict[tuple[str, str, int], Tally]) -> list[dict[str, object]]:
         print(f"{name}: {right} of {count} right, {wrong} wrong accepted, sum t / sum L = {total:.2f}")
         rows.append({"way": name, "kind": "all", "pairs": count, "right": right, "wrong": wrong, "t_over_l": round(total, 3)})
     return rows
+
+
+def extra_memory_mb(pair: Pair) -> float:
+    """How much more memory matching a pair takes at its peak, in MB; the two files are there already."""
+    ours(encode(np.zeros((64, 64, 3), np.uint8)), encode(np.zeros((48, 48, 3), np.uint8)))  # what is loaded once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status_mb("VmRSS")
+    ours(pair.original, pair.crop)
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def plot(rows: list[dict[str, object]], path: Path) -> None:
@@ -347,12 +207,17 @@ def main() -> None:
     arguments.add_argument("--kinds", default=",".join(KINDS))
     arguments.add_argument("--sizes", default=",".join(map(str, SIZES_MP)), help="megapixels")
     arguments.add_argument("--peers", action="store_true", help="other ways, too, at 8 MP and below")
+    arguments.add_argument("--memory", action="store_true", help="the peak of extra memory at 24 MP, on Linux, instead of all else")
     arguments.add_argument("--plot", type=Path, help="a PNG of the ratios")
     arguments.add_argument("--out", type=Path, help="the table as JSON")
     o = arguments.parse_args()
     cv2.setNumThreads(1)
     found = o.photos.rglob("*") if o.photos else []
     paths = one_of_each([p for p in found if p.suffix.lower() in (".jpg", ".jpeg") and p.stat().st_size > 300_000])
+    if o.memory:
+        for kind in ("plain", "edited", "resized", "turned", "progressive", "wrong"):
+            print(f"{kind:12s} 24 MP: {extra_memory_mb(make(kind, 24, paths, o.seed, 0)):.0f} MB more at the peak")
+        return
     kinds, sizes = o.kinds.split(","), [int(v) for v in o.sizes.split(",")]
     pairs = (make(kind, size_mp, paths, o.seed, i) for size_mp in sizes for kind in kinds for i in range(o.per))
     rows = show(measure([("cropreg", ours)], pairs))

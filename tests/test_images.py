@@ -1,5 +1,6 @@
 """The one image reader: every format, mode and orientation comes out upright and right, or is refused with a reason."""
 
+import dataclasses
 import io
 import struct
 import subprocess
@@ -383,15 +384,24 @@ def test_what_xmp_says_about_orientation_is_left_to_editors(kind):
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_counts_as_upright(value):
     for kind in ("JPEG", "PNG", "WEBP"):
-        assert read_header(saved(COLOUR, kind, value), kind) == Header(kind, W, H)
+        header = read_header(saved(COLOUR, kind, value), kind)
+        assert dataclasses.replace(header, quantization=0.0) == Header(kind, W, H)
 
 
 def test_a_damaged_exif_block_is_no_reason_to_refuse_a_sound_picture():
     data = CASES["jpeg"][0]
     block = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block + data[2:]
-    assert read_header(data, "x.jpg") == Header("JPEG", W, H)
+    assert read_header(data, "x.jpg") == read_header(CASES["jpeg"][0], "x.jpg")
     assert distance(decode_color(data, "x.jpg"), RGB) <= 5
+
+
+@pytest.mark.parametrize(("quality", "mean_step"), [(90, 11.5), (75, 29.0), (40, 72.1)])
+def test_a_jpeg_says_how_coarsely_its_luma_is_quantised(quality, mean_step):
+    buffer = io.BytesIO()
+    COLOUR.save(buffer, "JPEG", quality=quality)
+    assert read_header(buffer.getvalue(), "x.jpg").quantization == pytest.approx(mean_step, abs=0.1)
+    assert read_header(CASES["png"][0], "x.png").quantization == 0.0
 
 
 def test_mutated_files_decode_or_are_refused_but_raise_nothing_else():

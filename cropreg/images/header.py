@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -74,7 +75,8 @@ class Header:
 
     ``width`` and ``height`` are upright pixels, ``orientation`` is the EXIF value (1..8; 1 if absent or invalid) that is applied
     to get there, ``pages`` counts pages or frames, of which the first is used.  ``mode`` is a Pillow-like word: ``1 L LA P PA RGB
-    RGBA RGBX CMYK Lab``, where a final A means transparency of any kind; ``bit_depth`` counts the bits of one channel.
+    RGBA RGBX CMYK Lab``, where a final A means transparency of any kind; ``bit_depth`` counts the bits of one channel; ``quantization`` is
+    the mean step of a JPEG's luma table (quality 90: 12, 75: 29, 40: 72), 0 for other formats.
     """
 
     format: str
@@ -85,6 +87,7 @@ class Header:
     mode: str = "RGB"
     progressive: bool = False
     bit_depth: int = 8
+    quantization: float = 0.0
 
     @property
     def has_alpha(self) -> bool:
@@ -196,16 +199,18 @@ def _recognise(data: bytes, name: str) -> str:
     raise UnreadableImage(name, "is not a picture in a known format", COPY_AGAIN)
 
 
-def _upright(kind: str, stored_w: int, stored_h: int, orientation: int, **more: int | str | bool) -> Header:
+def _upright(kind: str, stored_w: int, stored_h: int, orientation: int, **more: int | str | bool | float) -> Header:
     w, h = (stored_h, stored_w) if orientation >= 5 else (stored_w, stored_h)
     return Header(kind, w, h, orientation, **more)  # type: ignore[arg-type]
 
 
 def _jpeg(data: bytes, name: str) -> Header:
-    orientation, frame = 1, None
+    orientation, frame, quantization = 1, None, 0.0
     for marker, start, end in jpeg_segments(data):
         if marker == 0xE1 and orientation == 1 and data[start : start + 6] == b"Exif\0\0":
             orientation = exif_orientation(data[start + 6 : end])
+        elif marker == 0xDB:
+            quantization = quantization or _luma_step(data[start:end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
     if frame is None:
@@ -213,7 +218,21 @@ def _jpeg(data: bytes, name: str) -> Header:
     marker, depth, height, width, components = frame
     mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(components, f"{components} channels")
     progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
-    return _upright("JPEG", width, height, orientation, mode=mode, progressive=progressive, bit_depth=depth)
+    return _upright(
+        "JPEG", width, height, orientation, mode=mode, progressive=progressive, bit_depth=depth, quantization=quantization
+    )
+
+
+def _luma_step(tables: bytes) -> float:
+    """The mean of table 0 in a DQT segment, which luma uses; 0 if it is not there (ITU-T T.81, B.2.4.1)."""
+    at = 0
+    while at < len(tables):
+        wide, number = tables[at] >> 4, tables[at] & 15
+        values = np.frombuffer(tables[at + 1 : at + 1 + 64 * (1 + wide)], ">u2" if wide else "u1")
+        if number == 0 and len(values) == 64:
+            return float(values.mean())
+        at += 1 + 64 * (1 + wide)
+    return 0.0
 
 
 def _png(data: bytes, name: str) -> Header:

@@ -19,6 +19,7 @@ from cropreg.matching.progressive import first_scan
 SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
+NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most noise is quantised away
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 4_500_000  # smaller JPEGs are decoded whole at once: most are asked for their full size in the end, and 0.7 + 1 > 1
 PROGRESSIVE_MAX_PX = 1_000_000  # the same for progressive ones, whose full decode costs four times as much
@@ -71,6 +72,12 @@ class Picture:
     def size_wh(self) -> tuple[int, int]:
         """(width, height), upright."""
         return self.header.width, self.header.height
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether the file's format has left the sensor's or scanner's noise in the picture."""
+        lossless = self.header.format in ("PNG", "TIFF", "BMP", "pixels")
+        return lossless or (self.header.format == "JPEG" and self.header.quantization <= NOISE_MOST_STEP)
 
     @property
     def factor(self) -> int:

@@ -80,11 +80,9 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
                 float(np.hypot(SIGMAS * common_shift(windows)[1], 0.0 if same_size else RESIZED_PX / places.scale(place))),
             )
     moved = moved_windows(windows, found.place, common, s.moved_px, s.moved_ratio)
-    noise = (
-        shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
-        if same_size or (kept and unrest.suspects)
-        else None
-    )
+    noise = None
+    if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
+        noise = shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, noise)
 
 
