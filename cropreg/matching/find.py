@@ -152,8 +152,8 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     found = quick_search(original, crop, lowest_scale, s)
     if not plausible(found, s):
         candidates = over_scales(
-            original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px, s.band_px,
-            s.sweep_peaks,
+            original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px,
+            s.sweep_band_px, s.sweep_peaks,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
     if fits and not plausible(found, s) and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture):

@@ -68,8 +68,17 @@ def window_at(center_xy: tuple[float, float], window_px: int, full_wh: tuple[int
     return left, top, left + ww, top + wh
 
 
+def apart(rectangles: list[Rectangle]) -> list[Rectangle]:
+    """Leaves out windows that mostly repeat an earlier one: what they say counts once."""
+    kept: list[Rectangle] = []
+    for x1, y1, x2, y2 in rectangles:
+        if not any(2 * abs(x1 - k[0]) < x2 - x1 and 2 * abs(y1 - k[1]) < y2 - y1 for k in kept):
+            kept.append((x1, y1, x2, y2))
+    return kept
+
+
 def register_windows(
-    original: Plane, crop: Plane, place: Affine, rectangles: list[Rectangle], *, smooth_px: float, band_px: int, iterations: int,
+    original: Plane, crop: Plane, place: Affine, *, rectangles: list[Rectangle], smooth_px: float, band_px: int, iterations: int,
     reach_px: float, least_ncc: float, most_sigma_px: float,
 ) -> list[Window]:  # fmt: skip
     """Registers each window within about ``reach_px`` original pixels, both planes full-size; leaves out those that say nothing."""

@@ -33,7 +33,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
     verdict, reason = _verdict(settled, tied, s)
-    if verdict == "found" and gap < s.least_gap:
+    if verdict == "found" and gap < s.least_gap and not convinces(found, s):  # strong edits make the plain NCC of true places low
         verdict, reason = "doubtful", "Another place in the original correlates better with the crop."
     return replace(
         blank,
@@ -72,6 +72,12 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
             return "doubtful", "The place looks right, but nothing could be compared at full size."
         if len(windows) < s.window_share * settled.tried and not convinces(found, s):
             return "doubtful", "At full size only a few parts of the crop agree with the original."
+    loose = not settled.kept and found.fit.sigma_px * places.scale(found.place) > (
+        s.unsure_px if convinces(found, s) else s.loose_px
+    )
+    loose = loose and len(windows or []) < s.least_edge_windows
+    if loose or (not settled.kept and settled.error_px * places.scale(settled.place) > s.most_error_px):
+        return "doubtful", "The place looks right, but too little of the crop has texture to tell its edges."
     if tied:
         return "ambiguous", "The crop fits equally well in more than one place."
     if not convinces(found, s) and not _confirmed(settled, s):

@@ -36,9 +36,10 @@ class MatcherSettings(Settings):
     iterations: int = Field(20, ge=1, description="Lucas-Kanade steps a level; 4 to 6 suffice when the start is within 2 px")
     num_features: int = Field(400, ge=50, description="ORB keypoints a picture; 300 to 700 find the same crops within 2 in 164")
     sweep_ratio: float = Field(
-        1.06, gt=1, description="step of the sweep of scales; a template of 24 px is off by 0.7 px at the most"
+        1.06, gt=1, description="step of the sweep of scales; a template of 40 px is off by 0.6 px at the most"
     )
-    sweep_template_px: int = Field(28, ge=8, description="px; long side of the template in the sweep of scales")
+    sweep_template_px: int = Field(40, ge=8, description="px; long side of the template in the sweep of scales")
+    sweep_band_px: int = Field(9, ge=3, description="px; width of the mean taken away there: tiny crops differ in fine detail only")
 
     most_tiles: int = Field(8, ge=1, description="tiles a side; small enough to see a local difference, large enough to correlate")
     least_tile_px: int = Field(10, ge=4, description="plane px; tiles smaller than this correlate by chance")
@@ -77,7 +78,9 @@ class MatcherSettings(Settings):
     )
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     shift_ncc: float = Field(0.5, description="the same at coarse levels for a crop that was only cut out; right ones reach 0.8")
-    sweep_peaks: int = Field(8, description="candidates followed after the sweep of scales")
+    sweep_peaks: int = Field(
+        16, description="candidates followed after the sweep of scales; the right one was among them in 44 of 49 tiny crops"
+    )
     rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
     rival_apart_px: int = Field(2, description="plane px; nearer peaks are the place itself")
     rival_gap: float = Field(0.02, description="plain NCC below the place's own, within which another peak is a rival, too")
@@ -101,6 +104,9 @@ class MatcherSettings(Settings):
     certain_part: float = Field(0.35, description="px from a whole number up to which rounding is safe at 1/8")
     loose_px: float = Field(
         0.03, description="crop px; predicted error of a resized crop above which more resolution is asked; errors reach 8 times it"
+    )
+    unsure_px: float = Field(
+        0.1, description="crop px; the same above which a place that no windows confirm is not found but doubtful"
     )
     free_gain: float = Field(1.3, gt=1, description="unexplained share with scale 1 over that with any scale, below which 1 it is")
     free_gain_exact: float = Field(
@@ -127,6 +133,10 @@ class MatcherSettings(Settings):
     least_edge_windows: int = Field(
         5, ge=3, description="agreeing windows that tell the edges of a turned crop better than its plane"
     )
+    again_px: float = Field(
+        2.0, gt=0, description="median shift of a resized crop's windows that asks for a second look from there"
+    )
+    most_error_px: float = Field(0.5, gt=0, description="crop px; predicted error of the edges above which a place is not found")
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
     window_rest: float = Field(0.3, description="median unexplained share up to which windows stand for tiles that have no texture")
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")

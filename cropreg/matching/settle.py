@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from cropreg.matching import place as places
 from cropreg.matching.fine import (
     Window,
+    apart,
     choose_windows,
     common_place,
     common_shift,
@@ -60,26 +62,26 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
     rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, per_side)
-    rectangles += [window_at(center, size, crop.size_wh) for center in unrest.suspects]
-    windows = register_windows(
-        full_o, full_c, found.place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+    rectangles = apart(rectangles + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
+    look = partial(
+        register_windows, full_o, full_c, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
     )  # fmt: skip
-    place, error_px = found.place, _error_px(found, kept)
-    common = place
+    start = place = common = found.place
+    windows, error_px = look(start), _error_px(found, kept)
     if kept and windows:
         shift, error_px = common_shift(windows)
         common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
     elif len(windows) >= 3:
         rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
-        common = common_place(windows, place, rounding_px)
-        moved_on = unrest.median > s.moving_median  # a neighbouring frame has no exact edges
-        if len(windows) >= s.least_edge_windows and not moved_on:
-            place, error_px = (
-                common,
-                float(np.hypot(SIGMAS * common_shift(windows)[1], 0.0 if same_size else RESIZED_PX / places.scale(place))),
-            )
-    moved = moved_windows(windows, found.place, common, s.moved_px, s.moved_ratio)
+        common = common_place(windows, start, rounding_px)
+        if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
+            if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
+                start = common
+                windows = look(start)
+                common = common_place(windows, start, rounding_px) if len(windows) >= 3 else start
+            place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
+    moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     noise = None
     if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
         noise = shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
@@ -90,6 +92,15 @@ def _error_px(found: Found, kept: bool) -> float:
     """The predicted error of the edges as the planes tell it, original pixels."""
     sigma = found.fit.sigma_px
     return sigma if kept else float(np.hypot(SIGMAS * sigma, RESIZED_PX / places.scale(found.place)))
+
+
+def _windows_error_px(windows: list[Window], start: Affine, place: Affine, resized_px: float) -> float:
+    """The predicted error of the edges as the windows tell it: not less than by how much half of them disagree with the place."""
+    if not windows:
+        return float("inf")
+    left = [w.shift_px - (places.apply(place, w.center_xy[None]) - places.apply(start, w.center_xy[None]))[0] for w in windows]
+    predicted = np.hypot(SIGMAS * common_shift(windows)[1], resized_px / places.scale(place))
+    return float(max(predicted, np.median(np.hypot(*np.transpose(left)))))
 
 
 def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
@@ -103,7 +114,7 @@ def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affi
     rests = []
     for place in candidates:
         windows = register_windows(
-            full_o, full_c, place, rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+            full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
             iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, most_sigma_px=np.inf,
         )  # fmt: skip
         rests.append((sum(w.rest for w in windows) + len(rectangles) - len(windows)) / len(rectangles) + 0.002)
