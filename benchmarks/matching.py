@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from made_pairs import KEPT, KINDS, REJECT, Pair, encode, make, one_of_each
+from made_pairs import KEPT, KINDS, REJECT, Pair, make, one_of_each
 
 from cropreg import images
 from cropreg.boxes import iou
@@ -165,17 +168,33 @@ def show(tallies: dict[tuple[str, str, int], Tally]) -> list[dict[str, object]]:
 
 
 def extra_memory_mb(pair: Pair) -> float:
-    """How much more memory matching a pair takes at its peak, in MB; the two files are there already."""
-    ours(encode(np.zeros((64, 64, 3), np.uint8)), encode(np.zeros((48, 48, 3), np.uint8)))  # what is loaded once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_mb("VmRSS")
-    ours(pair.original, pair.crop)
-    return _status_mb("VmHWM") - before
+    """How much more memory matching a pair takes at its peak, in MB, in a process of its own; the two files are there already."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder, name) for name in ("original", "crop")]
+        for name, data in zip(names, (pair.original, pair.crop), strict=True):
+            name.write_bytes(data)
+        done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, names)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
-def _status_mb(name: str) -> float:
+MEMORY = """
+import sys
+import numpy as np
+from pathlib import Path
+from cropreg.matching.find import find
+
+def status_mb(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
+
+original, crop = (Path(name).read_bytes() for name in sys.argv[1:])
+noise = np.random.default_rng(0).integers(0, 255, (400, 600), np.uint8)
+find(noise, np.ascontiguousarray(noise[50:300, 70:400]))  # what is loaded once
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+before = status_mb("VmRSS")
+find(original, crop)
+print(status_mb("VmHWM") - before)
+"""
 
 
 def plot(rows: list[dict[str, object]], path: Path) -> None:

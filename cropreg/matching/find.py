@@ -32,6 +32,7 @@ from cropreg.storage import read_bytes
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+HALF_MAX_PX = 8_000_000  # larger originals are correlated at a quarter, for the sake of memory
 DEFAULTS = MatcherSettings()
 
 
@@ -162,8 +163,8 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
 
 
 def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found | None:
-    """Correlates everything at half size: brings back plain crops whose only texture is fine."""
-    factor = 2 if min(crop.size_wh) >= 64 else 1
+    """Correlates everything at half size, large pictures at a quarter: brings back plain crops whose only texture is fine."""
+    factor = 1 if min(crop.size_wh) < 64 else 2 if original.size_wh[0] * original.size_wh[1] <= HALF_MAX_PX else 4
     whole, part = (Plane(p.full()).reduced(factor).smoothed(s.smooth_px) for p in (original, crop))
     pair = Pair(whole, part, s.band_px)
     scores = correlation_map(band_pass(whole.pixels, s.band_px), band_pass(part.pixels, s.band_px))
