@@ -2,7 +2,7 @@
 
 A crop that was cut from the original shares the original's noise, even after a turn and JPEG at quality 75 (correlation 0.51 and more in
 60 crops); a neighbouring frame or another scan does not (below 0.40, unless the picture is textured everywhere).  Lower JPEG qualities
-take the noise away, which shows: less of it is left in the crop than in the original.  It is measured where the picture itself is quiet.
+take the noise away: such files are not asked.  It is measured where the picture itself is quiet.
 """
 
 from __future__ import annotations
@@ -32,11 +32,6 @@ class SharedNoise:
     correlation: float
     original_std: float
     crop_std: float
-
-    def differs(self, least_correlation: float, least_std: float, least_left: float) -> bool:
-        """Whether there is noise to compare in both pictures, not merely compressed away in the crop, and it is not the same."""
-        heard = min(self.original_std, self.crop_std) > least_std and self.crop_std > least_left * self.original_std
-        return heard and self.correlation < least_correlation
 
 
 def shared_noise(original: Plane, crop: Plane, search_plane: Plane, place: Affine) -> SharedNoise | None:

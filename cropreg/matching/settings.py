@@ -57,7 +57,7 @@ class MatcherSettings(Settings):
         3.0, ge=0, description="grey levels; a large crop with more band-passed deviation is found at 1/8 or nowhere"
     )
     features_long_side_px: int = Field(
-        240, ge=100, description="px; long side of the pictures whose keypoints are compared; 440 px find 2 more of 164 crops"
+        240, ge=100, description="px; long side of the pictures whose keypoints are compared; 320 px find 1 more of 164 crops"
     )
 
     sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
@@ -161,9 +161,6 @@ class MatcherSettings(Settings):
     )
     noise_std: float = Field(
         0.3, description="grey levels; with less fine structure in either picture there is no noise to compare"
-    )
-    noise_left: float = Field(
-        0.7, description="the crop's noise over the original's, below which JPEG took it away; at quality 60 0.2 to 0.6 is left"
     )
     frame_gain: float = Field(0.004, description="gain in score from leaving out an even border that makes it a frame")
     ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")
