@@ -6,6 +6,7 @@ correlation at half size -> uniqueness -> full-size windows where the predicted 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
 from cropreg.matching.features import by_features
-from cropreg.matching.follow import Found, better, compare, convinces, follow, plausible
+from cropreg.matching.follow import Found, better, compare, convinces, follow, passes, plausible
 from cropreg.matching.frame import inside_frame
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
@@ -32,7 +33,8 @@ from cropreg.storage import read_bytes
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-HALF_MAX_PX = 8_000_000  # larger originals are correlated at a quarter, for the sake of memory
+HALF_MAX_PX = 8_000_000  # larger originals are correlated at a quarter or less, for the sake of memory
+QUARTER_MAX_PX = 1_000_000  # at what is left of them: correlating takes 40 bytes a pixel
 DEFAULTS = MatcherSettings()
 
 
@@ -83,11 +85,9 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
         return replace(blank, verdict="flat", reason="The crop shows one flat tone: it fits anywhere.")
     found = search(original, crop, lowest, s)
     framed = _inside_frame(blank, original, crop, s)
-    if framed is not None and (
-        found is None or not plausible(found, s) or (framed.score or 0) > found.evidence.score + s.frame_gain
-    ):
+    if framed is not None and (found is None or not passes(found, s) or (framed.score or 0) > found.evidence.score + s.frame_gain):
         return framed
-    if found is None or not plausible(found, s):
+    if found is None or not passes(found, s):
         return _not_found(blank, original, crop, lowest, s)
     elsewhere = rivals(original, crop, found, s)
     found, tied = tell_apart(original, crop, found, elsewhere.places, s)
@@ -163,8 +163,9 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
 
 
 def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found | None:
-    """Correlates everything at half size, large pictures at a quarter: brings back plain crops whose only texture is fine."""
-    factor = 1 if min(crop.size_wh) < 64 else 2 if original.size_wh[0] * original.size_wh[1] <= HALF_MAX_PX else 4
+    """Correlates everything at half size, large pictures at a quarter or less: brings back plain crops whose only texture is fine."""
+    num_px = original.size_wh[0] * original.size_wh[1]
+    factor = 1 if min(crop.size_wh) < 64 else 2 if num_px <= HALF_MAX_PX else math.ceil(math.sqrt(num_px / QUARTER_MAX_PX))
     whole, part = (Plane(p.full()).reduced(factor).smoothed(s.smooth_px) for p in (original, crop))
     pair = Pair(whole, part, s.band_px)
     scores = correlation_map(band_pass(whole.pixels, s.band_px), band_pass(part.pixels, s.band_px))

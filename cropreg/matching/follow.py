@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -67,6 +68,13 @@ def plausible(found: Found | None, s: MatcherSettings) -> bool:
     return (alike or as_a_whole(found, s)) and found.fit.converged and e.inside > s.least_inside
 
 
+def passes(found: Found, s: MatcherSettings) -> bool:
+    """Whether the best place after every search is worth settling: :func:`plausible`, or many tiles agree about equally well."""
+    e = found.evidence
+    even = e.median >= s.even_median and e.low >= s.even_low and e.band >= s.fair_band and e.tiles >= s.even_tiles
+    return plausible(found, s) or (even and found.fit.converged and e.inside > s.least_inside)
+
+
 def as_a_whole(found: Found, s: MatcherSettings) -> bool:
     """Whether the pictures agree though their tiles do not: dark ones, whose tiles hold little but JPEG's own noise."""
     return found.evidence.band >= s.whole_band and found.evidence.score >= s.whole_score
@@ -86,6 +94,17 @@ def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: M
     return paired(original, crop, step * 2.0**level, scale, s)
 
 
+def _levels(ratio: float, model: str) -> Sequence[int]:
+    """The levels, coarsest first, by which a candidate found on pixels ``ratio`` times as large is followed down to level 0.
+
+    Each halves the pixels; a shift, which starts within a third of a pixel, may leave every other one out.
+    """
+    top = max(0, math.ceil(math.log2(max(1.0, ratio)) - 0.2) - (model == "shift"))
+    if model == "shift" and top > 1:
+        return range(top - top % 2, -1, -2)
+    return range(top, -1, -1)
+
+
 def follow(
     original: Picture, crop: Picture, candidates: list[Candidate], model: str, method: str, s: MatcherSettings
 ) -> Found | None:
@@ -99,9 +118,9 @@ def follow(
     for candidate in candidates:
         scale = 1.0 if model == "shift" else places.scale(candidate.place)
         step = max(original.search_plane.step, crop.finest_step / scale)
-        levels = max(1, math.ceil(math.log2(max(1.0, candidate.step / step)) - 0.2) + (model != "shift"))
+        levels = _levels(candidate.step / step, model)
         pair_at = partial(_paired_at, original, crop, step, scale, s)
-        least_ncc = s.shift_ncc if model == "shift" and levels > 1 else s.least_ncc
+        least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
         fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
         if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
             continue
@@ -123,7 +142,7 @@ def follow(
     return best
 
 
-def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found | None:
+def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *, long_side_px: int | None = None) -> Found | None:
     """Looks again at more resolution, on the part of the original around a place, where the planes were too small to judge.
 
     A shift stands unless a similarity fits clearly better; None if the pictures do not look alike any more.
@@ -131,8 +150,8 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     """
     scale = places.scale(found.place)
     finest = max(1.0, 1 / scale)  # original pixels per pixel of the coarser picture
-    wanted = max(finest, max(crop.size_wh) / scale / s.closer_px)
-    levels = max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted))))
+    wanted = max(finest, max(crop.size_wh) / scale / (long_side_px or s.closer_px))
+    levels = range(max(1, math.ceil(math.log2(max(1.0, found.pair.step / wanted)))) - 1, -1, -1)
     part = around(Plane(original.full()), found.place, crop.size_wh, 3 * found.pair.step)
     whole = Plane(crop.full())
     pairs: dict[int, Pair] = {}

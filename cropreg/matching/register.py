@@ -7,7 +7,7 @@ The predicted error is that of least squares: covariance = mean squared residual
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -104,15 +104,15 @@ def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDAr
 
 
 def coarse_to_fine(
-    pair_at: Callable[[int], Pair], levels: int, place: Affine, model: str, *, iterations: int, least_ncc: float = 0.02
+    pair_at: Callable[[int], Pair], levels: Sequence[int], place: Affine, model: str, *, iterations: int, least_ncc: float = 0.02
 ) -> Fit:
-    """Registers on ever finer pairs, ``pair_at(levels - 1)`` to ``pair_at(0)``; stops at the first where the pictures do not look alike.
+    """Registers on ever finer pairs, ``pair_at(level)`` of each level down to 0; stops at the first where the pictures do not look alike.
 
     Only the finest is fitted robustly and to the end.  Pairs are made when they are needed, since most candidates fall early.
     """
     fit = Fit(place, 0.0, np.inf, np.inf, False, model)
-    for level in range(levels - 1, -1, -1):
-        last = level == 0
+    for level in levels:
+        last = level == levels[-1]
         steps = iterations if last else min(iterations, COARSE_ITERATIONS)
         next_fit = register(pair_at(level), fit.place, model, iterations=steps, robust=last, tolerance_px=0.01 if last else 0.1)
         if next_fit.ncc <= least_ncc:
@@ -142,17 +142,22 @@ def _hold_aspect(
 def _steepest_descent(target: NDArray[np.float32], model: str) -> NDArray[np.float32]:
     """The change of the crop (parameters, pixels) when each parameter grows by one plane pixel at the crop's edge."""
     h, w = target.shape
-    gx = cv2.Sobel(target, cv2.CV_32F, 1, 0, ksize=1, scale=0.5)
-    gy = cv2.Sobel(target, cv2.CV_32F, 0, 1, ksize=1, scale=0.5)
-    rows = [gx, gy]
+    rows = np.empty((MODELS[model], h, w), np.float32)
+    gx = cv2.Sobel(target, cv2.CV_32F, 1, 0, dst=rows[0], ksize=1, scale=0.5)
+    gy = cv2.Sobel(target, cv2.CV_32F, 0, 1, dst=rows[1], ksize=1, scale=0.5)
     if model != "shift":
         u = ((np.arange(w, dtype=np.float32) - (w - 1) / 2) / (w / 2))[None, :]
         v = ((np.arange(h, dtype=np.float32) - (h - 1) / 2) / (h / 2))[:, None]
         aspect = np.float32(h / w)
-        rows += [gx * u, gy * v] if model == "free" else [gx * u + gy * v * aspect]
+        np.multiply(gx, u, out=rows[2])
+        if model == "free":
+            np.multiply(gy, v, out=rows[3])
+        else:
+            rows[2] += gy * (v * aspect)
         if model != "scale":
-            rows.append(gy * u - gx * v * aspect)
-    return np.stack([row.ravel() for row in rows])
+            np.multiply(gy, u, out=rows[-1])
+            rows[-1] -= gx * (v * aspect)
+    return rows.reshape(len(rows), h * w)
 
 
 def _increment(delta: NDArray[np.float64], size_wh: tuple[int, int], model: str) -> Affine:

@@ -53,9 +53,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
             scores = correlation_map(*((band_pass(whole, s.band_px), band_pass(part, s.band_px)) if banded else (whole, part)))
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
-            apart = s.rival_apart_px
-            scores[max(0, y - apart) : y + apart + 1, max(0, x - apart) : x + apart + 1] = -1
-            for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=apart):
+            for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
                 if not banded:
                     best = ncc if best is None else max(best, ncc)
                 if ncc > (max(0.3, s.rival_share * at_place) if banded else at_place - s.rival_gap):
@@ -139,7 +137,7 @@ def _registered(
         if places.distance_px(fit.place, found.place, crop_wh) < pairs[0].step:  # slid back to the place itself
             continue
         fit = coarse_to_fine(
-            pairs[::-1].__getitem__, len(pairs), fit.place, "shift", iterations=s.iterations, least_ncc=s.least_ncc
+            pairs.__getitem__, range(len(pairs)), fit.place, "shift", iterations=s.iterations, least_ncc=s.least_ncc
         )
         if not fit.converged or _rest(fit.ncc) > s.rival_look * _rest(found.fit.ncc):
             continue

@@ -35,13 +35,21 @@ def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]
     return scores
 
 
-def peaks(scores: NDArray[np.float32], count: int, apart_px: int) -> list[tuple[float, float, float]]:
-    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, to parts of a pixel."""
+def peaks(
+    scores: NDArray[np.float32], count: int, apart_px: int, but_near_xy: tuple[int, int] | None = None
+) -> list[tuple[float, float, float]]:
+    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, to parts of a pixel.
+
+    Those within ``apart_px`` of ``but_near_xy`` are left out; the slope that leads up to that place is no maximum either.
+    """
     if min(scores.shape) >= 3:
         highest = cv2.dilate(scores, np.ones((3, 3), np.uint8))
         left = np.where(scores >= highest, scores, np.float32(-1))
     else:
         left = scores.copy()
+    if but_near_xy is not None:
+        x, y = but_near_xy
+        left[max(0, y - apart_px) : y + apart_px + 1, max(0, x - apart_px) : x + apart_px + 1] = -1
     found = []
     for _ in range(count):
         _, best, _, (x, y) = cv2.minMaxLoc(left)

@@ -64,6 +64,11 @@ class MatcherSettings(Settings):
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
     sure_tiles: int = Field(6, description="textured tiles without which the search goes on: fewer agree by chance")
     fair_median: float = Field(0.72, description="median NCC of textured tiles below which nothing was found")
+    even_median: float = Field(
+        0.6, description="the same where many tiles agree about equally well; wrong pairs reach 0.61 unevenly"
+    )
+    even_low: float = Field(0.45, description="20% quantile wanted then; wrong pairs with so many tiles reached 0.35")
+    even_tiles: int = Field(16, description="textured tiles wanted then")
     whole_band: float = Field(0.95, description="band-passed NCC of the whole that counts although its tiles do not agree")
     whole_score: float = Field(0.99, description="plain NCC of the whole wanted as well; dark pictures at JPEG 40 reach 1.000")
     fair_low: float = Field(0.3, description="20% quantile of the same; right places of 391 crops had 0.57 or more")
@@ -72,6 +77,7 @@ class MatcherSettings(Settings):
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
+    finest_px: int = Field(800, description="working px; the same where windows do not tell the edges of a resized crop")
     most_closer: int = Field(3, ge=1, description="candidates of one search looked at so, the best first")
     closer_ncc: float = Field(
         0.5, description="median tile NCC at 1/8 that earns a closer look; right places reach 0.9 even when tiny"

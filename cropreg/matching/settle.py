@@ -18,7 +18,7 @@ from cropreg.matching.fine import (
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, convinces, paired, refit
+from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
 from cropreg.matching.local import displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
@@ -81,6 +81,10 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
                 windows = look(start)
                 common = common_place(windows, start, rounding_px) if len(windows) >= 3 else start
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
+    if not kept and len(windows) < s.least_edge_windows and found.evidence.tiles >= s.sure_tiles:
+        nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
+        if nearer is not None and plausible(nearer, s) and nearer.fit.sigma_px < found.fit.sigma_px:
+            found, place, error_px = nearer, nearer.place, _error_px(nearer, kept)
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     noise = None
     if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
@@ -140,7 +144,10 @@ def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSett
     shift: Found | None = found if found.is_shift and fits_inside else None
     start = found.place
     if shift and min(found.pair.crop.size_wh) >= s.ask_coarse_px:
-        half = Pair(found.pair.original.reduced(2), found.pair.crop.reduced(2), s.band_px)
+        if found.pair.bands:
+            half = paired(original, crop, 2 * found.pair.step, 1.0, s)
+        else:
+            half = Pair(found.pair.original.reduced(2), found.pair.crop.reduced(2), s.band_px)
         asked = register(half, start, "similarity", iterations=s.iterations, robust=False)
         if _rest(register(half, start, "shift", iterations=1, robust=False).ncc) < s.free_gain * _rest(asked.ncc):
             return shift, True
@@ -206,14 +213,13 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
 
     Aliasing moves tiles of a true crop at random; what has moved in the scene moves larger tiles, and the smaller ones in them, alike.
     """
-    small = displacements(found.pair, found.place, s.motion_tile_px)
+    small, large = displacements(found.pair, found.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
         return _Unrest(False, 0.0, [])
     relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
     median = float(np.median(relative))
     calm = median < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
-    large = displacements(found.pair, found.place, s.motion_tile_px * 3 // 2)
     size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
     strength = np.where(sure, size / np.maximum(large.sigmas_px, 1e-6), 0.0)

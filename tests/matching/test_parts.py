@@ -65,7 +65,7 @@ def test_tiles_of_an_object_that_moved_tell_by_how_much():
     moved = picture.copy()
     moved[160:288, 192:320] = picture[160:288, 191:319]
     pair = Pair(Plane(picture).smoothed(0.9), Plane(moved).smoothed(0.9), 15)
-    found = displacements(pair, places.shifted(0, 0), tile_px=32)
+    found = displacements(pair, places.shifted(0, 0), tiles_px=(32,))[0]
     still = np.hypot(*np.moveaxis(found.shifts_px, -1, 0))
     inner = found.shifts_px[6:8, 7:9]  # rows and columns of 32 px well inside the object
     assert np.allclose(inner[..., 0], -1, atol=0.25)
