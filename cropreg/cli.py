@@ -20,9 +20,11 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict, Env
 
 from cropreg import __version__, logs, storage
-from cropreg.errors import CropregError, OutputError, UsageError
+from cropreg.errors import CropregError, LockedError, OutputError, UsageError
 from cropreg.settings import (
+    DEFAULT_RETRY,
     VERBS,
+    VERDICT_NAMES,
     DoorSettings,
     EvaluateSettings,
     MatchSettings,
@@ -248,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Parses and runs one verb; returns the exit code.  ``ray_jobs/`` come in here too."""
-    tokens = list(arguments)
+    tokens = _with_verdicts(arguments)
     try:
         app.config = [Env("CROPREG_", command=False), *_file(tokens)]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -264,6 +266,23 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         verb = tokens[0] if tokens and tokens[0] in app else ""
         return _tell(UsageError(f"{error}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
+
+
+def _with_verdicts(arguments: Sequence[str]) -> list[str]:
+    """The arguments with what follows ``--retry-failed`` (verdicts, or nothing) made one value, which is all that a flag can take."""
+    tokens: list[str] = []
+    retried: list[str] | None = None
+    for token in arguments:
+        if token == "--retry-failed":
+            retried = []
+        elif retried is not None and token in VERDICT_NAMES:
+            retried.append(token)
+        else:
+            if retried is not None:
+                tokens.append(f"--retry-failed={','.join(retried) or DEFAULT_RETRY}")
+                retried = None
+            tokens.append(token)
+    return tokens if retried is None else [*tokens, f"--retry-failed={','.join(retried) or DEFAULT_RETRY}"]
 
 
 def _file(tokens: Sequence[str]) -> list[Dict]:
@@ -295,7 +314,8 @@ def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | N
             print(f"cropreg: {summary['message']}", file=sys.stderr)
         return code
     except CropregError as error:
-        _write_failure(out, error.exit_code, str(error), unless=isinstance(error, OutputError | UsageError) or door.dry_run)
+        silent = isinstance(error, LockedError | OutputError | UsageError)  # the output is another's, or cannot be written
+        _write_failure(out, error.exit_code, str(error), unless=silent or door.dry_run)
         return _tell(error)
     except (KeyboardInterrupt, _Interrupted, SystemExit) as error:
         # SystemExit: a Ray that was there before us has put its own handler of SIGTERM over ours.

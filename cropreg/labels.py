@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cropreg import storage
+from cropreg import faults, storage
 from cropreg.errors import UnreadableImage
 from cropreg.matching.find import Picture, find_in
 from cropreg.matching.match import Match
@@ -18,6 +18,8 @@ from cropreg.pairs import Pair
 from cropreg.schema import CRASHED, UNPAIRED, UNREADABLE
 
 log = logging.getLogger(__name__)
+
+Row = dict[str, Any]  # of the pairs table but for its split, or of the proxies table
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,45 @@ class Labelling:
     matcher: MatcherSettings
 
 
-def label_pairs(pairs: Sequence[Pair], how: Labelling) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Matches pairs that share their originals.
+@dataclass(frozen=True)
+class Opened:
+    """The original was read, and decoded as far as the search needs."""
+
+    original_id: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row of the pairs table."""
+
+    row: Row
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A row of the proxies table."""
+
+    row: Row
+
+
+Step = Opened | Labelled | Shrunk
+"""What comes out while the crops of an original are matched, in this order: so that one who watches knows where it broke."""
+
+
+def by_original(pairs: Sequence[Pair]) -> tuple[list[Row], dict[str, list[Pair]]]:
+    """Rows for the pairs that lack a side, and the others by their original."""
+    members: dict[str, list[Pair]] = {}
+    rows = []
+    for pair in pairs:
+        if pair.original_uri is None or pair.crop_uri is None:
+            rows.append(_row(pair, None, None, Match(UNPAIRED, pair.reason), 0.0))
+        else:
+            members.setdefault(pair.original_uri, []).append(pair)
+    return rows, members
+
+
+def label_pairs(pairs: Sequence[Pair], how: Labelling) -> tuple[list[Row], list[Row]]:
+    """Matches pairs that share their originals, in this process.
 
     Args:
         pairs: in any order; those of the same original are matched on one decode of it.
@@ -40,54 +79,90 @@ def label_pairs(pairs: Sequence[Pair], how: Labelling) -> tuple[list[dict[str, A
     Returns:
         rows of the pairs table, one a pair, and rows of the proxies table, one a distinct original.  Both sorted by their ids.
     """
-    by_original: dict[str | None, list[Pair]] = {}
-    for pair in pairs:
-        alone = pair.original_uri is None or pair.crop_uri is None
-        by_original.setdefault(None if alone else pair.original_uri, []).append(pair)
-    rows = [_row(pair, None, None, Match(UNPAIRED, pair.reason), 0.0) for pair in by_original.pop(None, [])]
-    proxies: dict[str, dict[str, Any]] = {}
-    for uri, members in by_original.items():
-        assert uri is not None
-        rows.extend(_label_original(uri, members, how, proxies))
-    return sorted(rows, key=lambda r: str(r["pair_id"])), [proxies[key] for key in sorted(proxies)]
+    rows, members = by_original(pairs)
+    proxies = []
+    for uri, crops in members.items():
+        steps = list(label_original(uri, crops, how))
+        rows += [step.row for step in steps if isinstance(step, Labelled)]
+        proxies += [step.row for step in steps if isinstance(step, Shrunk)]
+    return in_order(rows, proxies)
 
 
-def _label_original(uri: str, members: Sequence[Pair], how: Labelling, proxies: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(rows: Sequence[Row], proxies: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows by pair_id, and one proxy for each original_id, in its order."""
+    distinct = {str(proxy["original_id"]): proxy for proxy in reversed(proxies)}
+    return sorted(rows, key=lambda r: str(r["pair_id"])), [distinct[key] for key in sorted(distinct)]
+
+
+def label_original(uri: str, members: Sequence[Pair], how: Labelling) -> Iterator[Step]:
+    """Matches the crops of one original; without ``members`` only makes its proxy.
+
+    The proxy comes before the last row, so that a pair whose row is there has its proxy, too.
+    """
     began_s = time.process_time()
     original: Picture | UnreadableImage
     original_id = None
     try:
+        faults.trip("open", uri)
         data = _read(uri)
         original_id = hashlib.sha256(data).hexdigest()
         original = Picture(data, uri, max_pixels=how.max_pixels, with_proxy=True)
+        original.search_plane  # noqa: B018  decodes; the proxy wants it anyway
     except UnreadableImage as error:
         original = error
-    rows = []
+    if original_id is not None:
+        yield Opened(original_id)
+    proxy: Row | None = None
     for pair in members:
-        assert pair.crop_uri is not None
-        crop_id = None
-        try:
-            crop_data = _read(pair.crop_uri)
-            crop_id = hashlib.sha256(crop_data).hexdigest()
-            if isinstance(original, UnreadableImage):
-                raise original
-            match = find_in(original, Picture(crop_data, pair.crop_uri, max_pixels=how.max_pixels), how.matcher)
-        except UnreadableImage as error:
-            match = Match(UNREADABLE, str(error))
-        except Exception as error:  # a fault of ours on one pair among a million must not cost the others
-            log.exception("pair=%s", pair.pair_id)
-            match = Match(
-                CRASHED, f"{pair.crop_uri}: the matcher itself failed on this pair ({type(error).__name__}: {error}). Report it."
-            )
-        rows.append(_row(pair, original_id, crop_id, match, (time.process_time() - began_s) * 1000))
+        row = _labelled(pair, original, original_id, how)
+        row["elapsed_ms"] = (time.process_time() - began_s) * 1000
+        if proxy is None and (pair is members[-1] or row["verdict"] != UNREADABLE):
+            proxy = _proxy(original, original_id, how) if row["verdict"] != UNREADABLE else None
+            if proxy is not None:
+                yield Shrunk(proxy)
+        yield Labelled(row)
         began_s = time.process_time()
-    if isinstance(original, Picture) and original_id not in proxies and any(r["verdict"] != UNREADABLE for r in rows):
-        try:
-            jpeg, width, height = original.proxy(how.proxy_long_px, how.proxy_quality)
-            proxies[str(original_id)] = {"original_id": original_id, "proxy_w": width, "proxy_h": height, "jpeg": jpeg}
-        except UnreadableImage:
-            pass  # only the crop was looked at; the pair's own verdict stands
-    return rows
+    if not members:
+        proxy = _proxy(original, original_id, how)
+        if proxy is not None:
+            yield Shrunk(proxy)
+
+
+def _labelled(pair: Pair, original: Picture | UnreadableImage, original_id: str | None, how: Labelling) -> Row:
+    assert pair.crop_uri is not None
+    crop_id = None
+    try:
+        crop_data = _read(pair.crop_uri)
+        crop_id = hashlib.sha256(crop_data).hexdigest()
+        if isinstance(original, UnreadableImage):
+            raise original
+        faults.trip("pair", f"{pair.original_uri} {pair.crop_uri}")
+        match = find_in(original, Picture(crop_data, pair.crop_uri, max_pixels=how.max_pixels), how.matcher)
+    except UnreadableImage as error:
+        match = Match(UNREADABLE, str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of ours on one pair among a million must not cost the others
+        log.exception("pair=%s", pair.pair_id)
+        match = Match(
+            CRASHED, f"{pair.crop_uri}: the matcher itself failed on this pair ({type(error).__name__}: {error}). Report it."
+        )
+    return _row(pair, original_id, crop_id, match, 0.0)
+
+
+def _proxy(original: Picture | UnreadableImage, original_id: str | None, how: Labelling) -> Row | None:
+    if isinstance(original, UnreadableImage):
+        return None
+    try:
+        jpeg, width, height = original.proxy(how.proxy_long_px, how.proxy_quality)
+    except UnreadableImage:  # only the crop was looked at; the pair's own verdict stands
+        return None
+    return {"original_id": original_id, "proxy_w": width, "proxy_h": height, "jpeg": jpeg}
+
+
+def crashed(pair: Pair, original_id: str | None, reason: str) -> Row:
+    """The row of a pair on which a process died."""
+    return _row(pair, original_id, None, Match(CRASHED, reason), None)
 
 
 def _read(uri: str) -> bytes:
@@ -104,7 +179,7 @@ def _read(uri: str) -> bytes:
     return data
 
 
-def _row(pair: Pair, original_id: str | None, crop_id: str | None, match: Match, elapsed_ms: float) -> dict[str, Any]:
+def _row(pair: Pair, original_id: str | None, crop_id: str | None, match: Match, elapsed_ms: float | None) -> Row:
     """One row of the pairs table but for its split; a box and its figures only where a place was found."""
     original_wh, crop_wh = match.original_wh or (None, None), match.crop_wh or (None, None)
     box = match.box

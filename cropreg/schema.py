@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 
 from cropreg import storage
 from cropreg.errors import InputError
+from cropreg.settings import VERDICT_NAMES
 
 SCHEMA_VERSION = 1
 
-FOUND, AMBIGUOUS, DOUBTFUL, FLAT = "found", "ambiguous", "doubtful", "flat"
-NO_MATCH, UNREADABLE, CRASHED, UNPAIRED = "no_match", "unreadable", "crashed", "unpaired"
-VERDICTS = (FOUND, AMBIGUOUS, DOUBTFUL, FLAT, NO_MATCH, UNREADABLE, CRASHED, UNPAIRED)
+FOUND, AMBIGUOUS, DOUBTFUL, FLAT, NO_MATCH, UNREADABLE, CRASHED, UNPAIRED = VERDICT_NAMES
+VERDICTS = VERDICT_NAMES
 SPLITS = ("train", "val", "calib", "test")
 ACCEPT, REVIEW, FAILED = "accept", "review", "failed"
 

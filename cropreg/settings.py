@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cropreg.errors import UsageError
 
 VERBS = ("match", "train", "evaluate", "predict")
+VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
+DEFAULT_RETRY = "unreadable,crashed"
 ReadFrom = Literal["proxies", "originals"]
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
@@ -34,10 +36,27 @@ class MatchSettings(Settings):
     proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
     proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")
     max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
+    pair_timeout_s: float = Field(120, gt=0, description="a pair that takes longer is given up, s; its verdict is crashed")
+    pair_memory_mb: int = Field(4096, ge=64, description="a pair that needs more memory than this is given up, MB")
     pairs_per_part: int = Field(0, ge=0, le=100_000, description="pairs in one file of the dataset; 0: by the number of pairs")
     max_bad_share: float = Field(0.5, ge=0, le=1, description="exit code 6 when a larger share of the pairs is not found")
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
+    retry_failed: str | None = Field(
+        None, description=f"verdicts to match again though nothing changed; without any named: {DEFAULT_RETRY}"
+    )
     overwrite: bool = Field(False, description="throw away a dataset that is there and build it again")
+
+    @field_validator("retry_failed", mode="before")
+    @classmethod
+    def _verdicts(cls, value: object) -> object:
+        """Commas or a list; true means the default, false none."""
+        if value is None or value is False:
+            return None
+        names = DEFAULT_RETRY if value is True else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        unknown = sorted(set(names.split(",")) - set(VERDICT_NAMES))
+        if unknown:
+            raise ValueError(f"no verdict is called {', '.join(unknown)}; there are {', '.join(VERDICT_NAMES)}")
+        return names
 
 
 class TrainSettings(Settings):

@@ -32,6 +32,7 @@ PLACES = [
     # 0 words
     Place("errors"),
     Place("settings"),
+    Place("faults"),
     Place("logs", late=("rich",)),
     Place("boxes"),
     # 1 files

@@ -153,6 +153,8 @@ def _by_opencv(data: bytes, name: str, flags: int) -> Pixels:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         raise UnreadableImage(name, f"is refused by the decoder ({error.err or 'OpenCV error'})", COPY_AGAIN) from error
     finally:
         cv2.utils.logging.setLogLevel(level)

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import cv2
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import ray.data
 
 import cropreg
+from cropreg import faults, isolation, storage
 from cropreg import pairs as pairing
-from cropreg import storage
 from cropreg.errors import InputError, OutputError
-from cropreg.labels import Labelling, label_pairs
+from cropreg.labels import Labelling
 from cropreg.logs import Progress
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pairs import Pair
@@ -88,27 +87,47 @@ def run(
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
-    existing = _existing(out, config, settings.overwrite)
-    todo = _todo(found, existing, settings.overwrite)
-    parts = cut_parts(todo, settings.pairs_per_part)
     num_unpaired = sum(p.original_uri is None or p.crop_uri is None for p in found)
-    summary: dict[str, Any] = {"verb": "match", "out": out, "pairs": len(found), "unpaired": num_unpaired, "computed": len(todo)}
+    summary: dict[str, Any] = {"verb": "match", "out": out, "pairs": len(found), "unpaired": num_unpaired}
     if dry_run:
-        return {**summary, "code": 0, "dry_run": True, "parts": len(parts)}
+        todo, _ = _todo(found, _existing(out, config, settings.overwrite), settings)
+        parts = cut_parts(todo, settings.pairs_per_part)
+        return {**summary, "computed": len(todo), "code": 0, "dry_run": True, "parts": len(parts)}
     if num_unpaired == len(found):
         raise InputError(
             f"no crop has an original: {len(found)} pictures and not one pair. "
             f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by and --pairs."
         )
+    _existing(out, config, settings.overwrite)  # a folder of something else is not even locked
+    with storage.held(out, "match") as lease:
+        existing = _existing(out, config, settings.overwrite)
+        num_computed = _extend(found, out, existing, config, how, shares, settings, address, lease)
+        return {**summary, "computed": num_computed, **_report(BoxDataset.open(out), settings)}
+
+
+def _extend(
+    found: Sequence[Pair],
+    out: str,
+    existing: BoxDataset | None,
+    config: dict[str, Any],
+    how: Labelling,
+    shares: tuple[float, ...],
+    settings: MatchSettings,
+    address: str | None,
+    lease: storage.Lease,
+) -> int:
+    """Matches what is new and commits it; returns how many pairs were matched."""
+    todo, again = _todo(found, existing, settings)
+    parts = cut_parts(todo, settings.pairs_per_part)
     kept = existing if not settings.overwrite else None
     removed = sorted(_all_ids(kept) - {pair.pair_id for pair in found}) if kept else []
     if todo or existing is None or removed != existing.manifest.get("removed", []):
-        storage.make_folder(out)
         # Building again gives parts of other names: what is there may be damaged, and must stay until the new dataset stands.
-        again = existing.number if existing and settings.overwrite else 0
-        written = _build(parts, out, [config, again] if again else config, how, shares, settings, address) if parts else []
+        identity = [config, existing.number] if existing and again else config
+        written = _build(parts, out, identity, how, shares, settings, address) if parts else []
+        lease.check()
         _commit(out, written, existing, config, settings.overwrite, removed)
-    return {**summary, **_report(BoxDataset.open(out), settings)}
+    return len(todo)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
@@ -118,7 +137,7 @@ def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset |
             (
                 e.relative
                 for e in storage.list_files(out)
-                if not e.relative.startswith(("pairs/", "proxies/", "explain/", "result.json"))
+                if not e.relative.startswith(("pairs/", "proxies/", "explain/", "result.json", "groups/"))
             ),
             None,
         )
@@ -134,14 +153,19 @@ def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset |
     return existing
 
 
-def _todo(found: Sequence[Pair], existing: BoxDataset | None, overwrite: bool) -> list[Pair]:
-    """The pairs that are new or whose files changed since they were matched."""
-    if existing is None or overwrite:
-        return list(found)
+def _todo(found: Sequence[Pair], existing: BoxDataset | None, settings: MatchSettings) -> tuple[list[Pair], bool]:
+    """The pairs that are new, whose files changed since they were matched, or that shall be tried again; and whether any is not new."""
+    if existing is None or settings.overwrite:
+        return list(found), existing is not None
     everything = BoxDataset(existing.uri, existing.number, {**existing.manifest, "removed": []})
-    known = everything.pairs(["pair_id", "stamp"])
+    known = everything.pairs(["pair_id", "stamp", "verdict"])
     stamps = dict(zip(known["pair_id"].to_pylist(), known["stamp"].to_pylist(), strict=True))
-    return [pair for pair in found if stamps.get(pair.pair_id) != pair.stamp]
+    wanted = set((settings.retry_failed or "").split(","))
+    retried = {
+        i for i, verdict in zip(known["pair_id"].to_pylist(), known["verdict"].to_pylist(), strict=True) if verdict in wanted
+    }
+    todo = [pair for pair in found if stamps.get(pair.pair_id) != pair.stamp or pair.pair_id in retried]
+    return todo, any(pair.pair_id in retried for pair in todo)
 
 
 def cut_parts(pairs: Sequence[Pair], pairs_per_part: int) -> list[list[Pair]]:
@@ -181,7 +205,8 @@ def _build(
     ]
     data = ray.data.from_arrow(pa.Table.from_pylist(rows), override_num_blocks=len(rows))
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
-    data = data.map(_build_part, fn_kwargs={"out": out, "how": how, "shares": shares}, compute=compute)
+    limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
+    data = data.map(_build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares}, compute=compute)
     written: dict[str, list[Part]] = {}
     num_rows = 0
     with cluster.faults_named(), Progress("match", sum(map(len, parts)), "pairs") as progress:
@@ -195,13 +220,15 @@ def _build(
     return [part for row in rows for part in written[row["name"]]]
 
 
-def _build_part(row: dict[str, Any], out: str, how: Labelling, shares: tuple[float, ...]) -> dict[str, Any]:
+def _build_part(
+    row: dict[str, Any], out: str, how: Labelling, limits: isolation.Limits, shares: tuple[float, ...]
+) -> dict[str, Any]:
     """Matches one part's pairs and writes its files, or finds them written by an earlier try; runs on a worker."""
-    cv2.setNumThreads(1)  # Ray runs as many tasks as there are cores
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
     pairs_uri, proxies_uri = storage.join(out, pairs_file), storage.join(out, proxies_file)
     if not storage.exists(pairs_uri):
-        rows, proxies = label_pairs([Pair(**pair) for pair in json.loads(row["pairs"])], how)
+        rows, proxies = isolation.label_pairs([Pair(**pair) for pair in json.loads(row["pairs"])], how, limits)
+        faults.trip("part", row["name"])
         for item in rows:
             item["split"] = split_of(item["group"], shares)
         if proxies:
@@ -234,6 +261,7 @@ def _commit(
     coming = BoxDataset(out, 0, {"parts": [asdict(p) for p in listed], "removed": removed})
     verdicts = coming.pairs(["verdict"])["verdict"].to_pylist()
     counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+    faults.trip("commit", out)
     number = commit_manifest(out, listed, config=config, counts=counts, parent=parent, version=cropreg.__version__, removed=removed)
     if number is None:
         raise OutputError(

@@ -17,6 +17,7 @@ from cropreg.storage.files import (
     remove,
     write_whole,
 )
+from cropreg.storage.lease import Lease, held
 from cropreg.storage.local import TEMPORARY_PREFIX
 from cropreg.storage.remote import filesystem
 from cropreg.storage.uris import REMOTE_SCHEMES, absolute, as_text, is_remote, join, local_path, name_of, path_to_uri
@@ -25,12 +26,14 @@ __all__ = [
     "REMOTE_SCHEMES",
     "TEMPORARY_PREFIX",
     "Entry",
+    "Lease",
     "absolute",
     "as_text",
     "copy_file",
     "create_exclusive",
     "exists",
     "filesystem",
+    "held",
     "is_folder",
     "is_remote",
     "join",

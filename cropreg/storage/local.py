@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
+from cropreg import faults
 from cropreg.errors import InputError
 from cropreg.storage.entry import Entry
 from cropreg.storage.uris import local_path, path_to_uri
@@ -123,6 +124,7 @@ def _write_beside(path: str, data: bytes) -> str:
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
+        faults.trip("write", path)
         with open(temporary, "xb") as f:
             f.write(data)
             f.flush()
