@@ -33,6 +33,13 @@ def test_a_second_run_is_refused_and_told_who_writes(tmp_path: Path) -> None:
     assert error.value.exit_code == 7
 
 
+def test_looking_whether_a_folder_is_held_writes_nothing(tmp_path: Path) -> None:
+    storage.refuse_if_held(str(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+    with storage.held(str(tmp_path / "out"), "train"), pytest.raises(LockedError, match="cropreg train"):
+        storage.refuse_if_held(str(tmp_path / "out"))
+
+
 def test_a_lease_is_given_back_and_leaves_no_empty_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with storage.held(str(out), "match"):

@@ -98,6 +98,7 @@ def run(
             f"no crop has an original: {len(found)} pictures and not one pair. "
             f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by and --pairs."
         )
+    storage.refuse_if_held(out)
     _existing(out, config, settings.overwrite)  # a folder of something else is not even locked
     with storage.held(out, "match") as lease:
         existing = _existing(out, config, settings.overwrite)

@@ -43,6 +43,7 @@ def run(
     run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
+    storage.refuse_if_held(out)
     model_id = _model_id(run_uri, settings)
     entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
     if not entries:
@@ -58,12 +59,13 @@ def run(
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(todo)}
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
-    storage.make_folder(out)
-    rows = list(done.values()) + (_predict(todo, run_uri, out, model_id, settings, address) if todo else [])
-    if settings.overwrite:  # crops that the model no longer makes
-        for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
-            storage.remove(uri)
-    _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    with storage.held(out, "predict") as lease:
+        rows = list(done.values()) + (_predict(todo, run_uri, out, model_id, settings, address) if todo else [])
+        lease.check()
+        if settings.overwrite:  # crops that the model no longer makes
+            for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
+                storage.remove(uri)
+        _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
     counts = Counter(str(row["verdict"]) for row in rows)
     summary |= {"code": 0, "counts": dict(counts), "top_reasons": top_reasons(row for row in rows if row["verdict"] == FAILED)}
     if counts[FAILED] / len(rows) > settings.max_bad_share:

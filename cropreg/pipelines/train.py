@@ -53,6 +53,7 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
             "--use-gpu: PyTorch finds no GPU on this machine. Leave the flag out, or see python -m torch.utils.collect_env."
         )
     summary: dict[str, Any] = {"verb": "train", "out": out, "rows": counts}
+    storage.refuse_if_held(out)
     state = runs.state_of(out, dataset, settings)
     if dry_run:
         steps = math.ceil(counts["train"] / settings.batch_size)
@@ -60,13 +61,23 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     if state == "finished":
         log.info("run=%s finished before; nothing to do", out)
         return {**summary, **runs.summary_of(out, settings)}
-    runs.take_folder(state, out, dataset, settings)
+    with storage.held(out, "train"):
+        runs.take_folder(state, out, dataset, settings)
+        result = _train(dataset, out, settings, address, use_gpu, counts["train"])
+        storage.write_whole(storage.join(out, "finished.json"), json.dumps(result, indent=1).encode())
+    return {**summary, **result}
+
+
+def _train(
+    dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, use_gpu: bool, num_train: int
+) -> dict[str, Any]:
+    """Trains into a folder that is ours, here or on the cluster, and returns what it came to."""
     if settings.image_side > _seen_px(dataset, settings):
         log.warning(
             "image_side=%d is more than the %d px of the proxies: match with a larger --proxy-long-px, or use --from originals",
             settings.image_side, _seen_px(dataset, settings),
         )  # fmt: skip
-    steps = settings.max_epochs * math.ceil(counts["train"] / settings.batch_size)
+    steps = settings.max_epochs * math.ceil(num_train / settings.batch_size)
     with Progress("train", steps, "steps") as progress:
         if settings.num_workers == 0:
             _learn(dataset, out, settings, torch.device("cuda" if use_gpu else "cpu"), progress)
@@ -74,9 +85,7 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
             _fit_on_cluster(dataset, out, settings, address, progress)
     rows = runs.read_metrics(out)
     storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
-    result = runs.summary_of(out, settings)
-    storage.write_whole(storage.join(out, "finished.json"), json.dumps(result, indent=1).encode())
-    return {**summary, **result}
+    return runs.summary_of(out, settings)
 
 
 def _count_rows(dataset: BoxDataset, num_workers: int) -> dict[str, int]:

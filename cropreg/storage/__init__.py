@@ -17,7 +17,7 @@ from cropreg.storage.files import (
     remove,
     write_whole,
 )
-from cropreg.storage.lease import Lease, held
+from cropreg.storage.lease import Lease, held, refuse_if_held
 from cropreg.storage.local import TEMPORARY_PREFIX
 from cropreg.storage.remote import filesystem
 from cropreg.storage.uris import REMOTE_SCHEMES, absolute, as_text, is_remote, join, local_path, name_of, path_to_uri
@@ -43,6 +43,7 @@ __all__ = [
     "name_of",
     "path_to_uri",
     "read_bytes",
+    "refuse_if_held",
     "remove",
     "write_whole",
 ]

@@ -48,12 +48,16 @@ class Lease:
         for _ in range(3):
             if create_exclusive(self._uri, self._content()):
                 return
-            holder = self._holder()
-            if holder is not None and not self._is_dead(holder):
-                raise LockedError(_told(self._folder, holder, self._clock()))
+            self.refuse_holder()
             log.warning("lease=%s taken over from a run that died", self._folder)
             remove(self._uri)
         raise LockedError(f"{self._folder}: other runs want to write this output, too. Run one at a time.")
+
+    def refuse_holder(self) -> None:
+        """Raises LockedError when a run that lives holds the lease, this process's own included."""
+        holder = self._holder()
+        if holder is not None and not self._is_dead(holder):
+            raise LockedError(_told(self._folder, holder, self._clock()))
 
     def beat(self) -> None:
         """Says that this run lives; notices when another has taken the lease over, as after a long sleep of this machine."""
@@ -100,6 +104,11 @@ class Lease:
         if all(holder.get(name) == mine[name] for name in ("host", "boot", "namespace")):
             return _started(int(holder.get("pid", 0))) != holder.get("started")
         return bool(self._clock() - float(holder.get("heartbeat_at", 0)) > STALE_S)
+
+
+def refuse_if_held(folder: str) -> None:
+    """Raises LockedError when another run is writing the folder; writes nothing itself."""
+    Lease(folder, "").refuse_holder()
 
 
 @contextlib.contextmanager
