@@ -5,6 +5,7 @@ Every file ends up in exactly one :class:`Pair`; one without a counterpart is a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -12,8 +13,9 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from cropreg import storage
 from cropreg.errors import InputError, UsageError
 from cropreg.images import IMAGE_SUFFIXES
+from cropreg.spill import Spill
 from cropreg.storage import Entry
 
 
@@ -49,23 +52,9 @@ def pair_id(original: str, crop: str) -> str:
 
 
 def find(originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None) -> list[Pair]:
-    """The pairs of two folders, or of a table; every file of theirs is in one.
-
-    Raises:
-        UsageError: neither two folders nor a table, or both. InputError: no pictures there.
-    """
-    if table is not None and originals is None and crops is None:
-        found = from_table(storage.absolute(table))
-    elif table is None and originals is not None and crops is not None:
-        found = discover(storage.absolute(originals), storage.absolute(crops), pair_by=pair_by)
-    else:
-        raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
-    if not found:
-        where = table or f"{originals} and {crops}"
-        raise InputError(
-            f"{where}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
-        )
-    return found
+    """All pairs of :func:`streamed`, sorted by their id."""
+    with streamed(originals, crops, table, pair_by=pair_by) as found:
+        return sorted((pair for pairs in found for pair in pairs), key=lambda p: p.pair_id)
 
 
 def discover(originals: str, crops: str, *, pair_by: str | None = None) -> list[Pair]:
@@ -80,35 +69,9 @@ def discover(originals: str, crops: str, *, pair_by: str | None = None) -> list[
         UsageError: ``pair_by`` is no regular expression with a group, or both folders are the same.
         InputError: a folder does not exist.
     """
-    pattern = _pattern(pair_by)
-    if originals == crops:
-        raise UsageError(f"{originals}: originals and crops are the same folder. Give two folders, or a table: --pairs FILE.")
-    by_key: dict[str, list[Entry]] = defaultdict(list)
-    for entry in storage.list_files(originals, IMAGE_SUFFIXES, skip=(crops,)):
-        by_key[_key(entry.relative)].append(entry)
-    paired: set[str] = set()
-    pairs: list[Pair] = []
-    for crop in storage.list_files(crops, IMAGE_SUFFIXES, skip=(originals,)):
-        key = _crop_key(crop.relative, pattern)
-        found = by_key.get(key, [])
-        if len(found) == 1:
-            pairs.append(_pair(found[0], crop))
-            paired.add(key)
-        elif found:
-            names = " and ".join(sorted(storage.as_text(e.relative) for e in found))
-            pairs.append(_alone(None, crop, f"the name fits {len(found)} originals: {names}"))
-        else:
-            pairs.append(_alone(None, crop, "no original has this name"))
-    for key, entries in by_key.items():
-        if key in paired:
-            continue
-        reason = (
-            "no crop has this name"
-            if len(entries) == 1
-            else f"{len(entries)} originals have this name, so no crop can be given to it"
-        )
-        pairs.extend(_alone(entry, None, reason) for entry in entries)
-    return sorted(pairs, key=lambda p: p.pair_id)
+    with Spill() as files:
+        _list_files(files, originals, crops, _pattern(pair_by))
+        return sorted((pair for entries in files for pair in _joined(entries)), key=lambda p: p.pair_id)
 
 
 def from_table(table: str) -> list[Pair]:
@@ -121,29 +84,126 @@ def from_table(table: str) -> list[Pair]:
         InputError: the file cannot be read, or lacks a column.
         UsageError: a path has a scheme that cropreg does not read.
     """
+    with Spill() as rows:
+        _list_rows(rows, table)
+        return sorted((pair for some in rows for pair in _listed(posixpath.dirname(table), some)), key=lambda p: p.pair_id)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Pairs that come as lists, so that a million need no more memory than some thousand; may be gone through again."""
+
+    num_files: int  # files, or rows of a table: the pairs are no more than that
+    _spill: Spill
+    _join: Callable[[list[Any]], Iterable[Pair]]
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        for items in self._spill:
+            yield list(self._join(items))
+
+
+@contextlib.contextmanager
+def streamed(originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None) -> Iterator[Streamed]:
+    """The pairs of two folders, or of a table; every file of theirs is in one.  Many are put aside on disk meanwhile.
+
+    Raises:
+        UsageError: neither two folders nor a table, or both. InputError: no pictures there.
+    """
+    with Spill() as spill:
+        if table is not None and originals is None and crops is None:
+            table = storage.absolute(table)
+            root = posixpath.dirname(table)
+            _list_rows(spill, table)
+            found = Streamed(spill.count, spill, lambda rows: _listed(root, rows))
+        elif table is None and originals is not None and crops is not None:
+            _list_files(spill, storage.absolute(originals), storage.absolute(crops), _pattern(pair_by))
+            found = Streamed(spill.count, spill, _joined)
+        else:
+            raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
+        if not spill.count:
+            where = table or f"{originals} and {crops}"
+            raise InputError(
+                f"{where}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
+            )
+        yield found
+
+
+_ORIGINAL, _CROP = 0, 1
+_File = tuple[int, str, str, str, int, int]  # side, key, and the entry
+
+
+def _list_files(spill: Spill, originals: str, crops: str, pattern: re.Pattern[str] | None) -> None:
+    """Puts the files of both folders aside by the key that a crop shares with its original."""
+    if originals == crops:
+        raise UsageError(f"{originals}: originals and crops are the same folder. Give two folders, or a table: --pairs FILE.")
+    for e in storage.list_files(originals, IMAGE_SUFFIXES, skip=(crops,)):
+        key = _key(e.relative)
+        spill.add(key, (_ORIGINAL, key, e.relative, e.uri, e.size, e.mtime_ns))
+    for e in storage.list_files(crops, IMAGE_SUFFIXES, skip=(originals,)):
+        key = _crop_key(e.relative, pattern)
+        spill.add(key, (_CROP, key, e.relative, e.uri, e.size, e.mtime_ns))
+
+
+def _joined(files: Sequence[_File]) -> Iterator[Pair]:
+    """The pairs of files whose keys lie in no other list."""
+    by_key: dict[str, list[Entry]] = defaultdict(list)
+    crops: list[tuple[str, Entry]] = []
+    for side, key, relative, uri, size, mtime_ns in files:
+        entry = Entry(relative, uri, size, mtime_ns)
+        if side == _ORIGINAL:
+            by_key[key].append(entry)
+        else:
+            crops.append((key, entry))
+    paired: set[str] = set()
+    for key, crop in crops:
+        found = by_key.get(key, [])
+        if len(found) == 1:
+            yield _pair(found[0], crop)
+            paired.add(key)
+        elif found:
+            names = " and ".join(sorted(storage.as_text(e.relative) for e in found))
+            yield _alone(None, crop, f"the name fits {len(found)} originals: {names}")
+        else:
+            yield _alone(None, crop, "no original has this name")
+    for key, entries in by_key.items():
+        if key in paired:
+            continue
+        reason = (
+            "no crop has this name"
+            if len(entries) == 1
+            else f"{len(entries)} originals have this name, so no crop can be given to it"
+        )
+        yield from (_alone(entry, None, reason) for entry in entries)
+
+
+def _list_rows(spill: Spill, table: str) -> None:
+    """Puts the rows of a table aside by their id, so that equal ones come together."""
     try:
         data = storage.read_bytes(table)
     except OSError as error:
         raise InputError(f"{table}: this table of pairs cannot be read ({error}).") from error
     try:
-        if data[:4] == b"PAR1":
-            rows = pq.read_table(pa.BufferReader(data), columns=["original", "crop"])
-        else:
-            types = {"original": pa.string(), "crop": pa.string()}
-            options = pa_csv.ConvertOptions(include_columns=["original", "crop"], column_types=types)
-            names_with_newlines = pa_csv.ParseOptions(newlines_in_values=True)
-            rows = pa_csv.read_csv(io.BytesIO(data), parse_options=names_with_newlines, convert_options=options)
-        originals, crops = (rows[name].cast(pa.string()).to_pylist() for name in ("original", "crop"))
+        for batch in _batches(data):
+            for original, crop in zip(*(batch.column(n).cast(pa.string()).to_pylist() for n in ("original", "crop")), strict=True):
+                if original or crop:
+                    spill.add(f"{original}\0{crop}", (original or "", crop or ""))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise InputError(f"{table}: needs the columns original and crop, as CSV with a header or Parquet ({error}).") from error
-    unique = {(o or "", c or "") for o, c in zip(originals, crops, strict=True)}
-    return sorted(_listed(posixpath.dirname(table), unique), key=lambda p: p.pair_id)
 
 
-def _listed(root: str, rows: Iterable[tuple[str, str]]) -> Iterator[Pair]:
-    for original, crop in rows:
-        if not original and not crop:
-            continue
+def _batches(data: bytes) -> Iterator[pa.RecordBatch]:
+    """The columns original and crop of a CSV or Parquet file, some thousand rows at a time."""
+    if data[:4] == b"PAR1":
+        yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(columns=["original", "crop"])
+        return
+    types = {"original": pa.string(), "crop": pa.string()}
+    options = pa_csv.ConvertOptions(include_columns=["original", "crop"], column_types=types)
+    names_with_newlines = pa_csv.ParseOptions(newlines_in_values=True)
+    yield from pa_csv.open_csv(io.BytesIO(data), parse_options=names_with_newlines, convert_options=options)
+
+
+def _listed(root: str, rows: Iterable[Sequence[str]]) -> Iterator[Pair]:
+    for original, crop in dict.fromkeys((original, crop) for original, crop in rows):
         sides = [_resolve(root, side) if side else None for side in (original, crop)]
         reason = None if all(sides) else f"the table names no {'crop' if original else 'original'} for it"
         stamp = "/".join(_stamp(side) if side else "" for side in sides)

@@ -12,14 +12,16 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cropreg import storage
 from cropreg.errors import InputError
@@ -185,20 +187,35 @@ class BoxDataset:
             InputError: a part is missing or does not have the bytes that the manifest says.
         """
         wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns]))
-        tables = [PAIRS.empty_table().select(wanted or PAIRS.names).append_column("_age", pa.array([], pa.int32()))]
-        for age, part in enumerate(self.parts("pairs")):
-            table = pq.read_table(pa.BufferReader(self.read_part(part)), columns=wanted)
-            tables.append(table.append_column("_age", pa.array([age] * table.num_rows, pa.int32())))
-        table = pa.concat_tables(tables).sort_by([("pair_id", "ascending"), ("_age", "ascending")])
-        ids = table.column("pair_id")
-        if table.num_rows > 1:
-            newest = pc.not_equal(ids.combine_chunks()[:-1], ids.combine_chunks()[1:])
-            table = table.filter(pa.concat_arrays([newest, pa.array([True])]))
-        removed = self.manifest.get("removed", [])
-        if removed:
-            table = table.filter(pc.invert(pc.is_in(table["pair_id"], pa.array(removed, pa.string()))))
-        table = table.drop_columns(["_age"])
+        tables = [PAIRS.empty_table().select(wanted or PAIRS.names), *self.tables(wanted)]
+        table = pa.concat_tables(tables).sort_by("pair_id")
         return table if columns is None else table.select(list(columns))
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The same rows part by part, unsorted, so that a large dataset need not be in memory at once."""
+        parts = self.parts("pairs")
+        newest = self._newest(parts)
+        removed = pa.array(self.manifest.get("removed", []), pa.string())
+        for part, mask in zip(parts, newest, strict=True):
+            table = pq.read_table(
+                pa.BufferReader(self.read_part(part)), columns=None if columns is None else [*dict.fromkeys(["pair_id", *columns])]
+            )
+            if mask is not None:
+                table = table.filter(pa.array(mask))
+            if len(removed):
+                table = table.filter(pc.invert(pc.is_in(table["pair_id"], removed)))
+            yield table if columns is None else table.select(list(columns))
+
+    def _newest(self, parts: Sequence[Part]) -> list[NDArray[np.bool_] | None]:
+        """Which rows of each part are the newest of their pair; None for all of them."""
+        if len(parts) < 2:
+            return [None] * len(parts)
+        keys = [pair_keys(pq.read_table(pa.BufferReader(self.read_part(p)), columns=["pair_id"])["pair_id"]) for p in parts]
+        flat = np.concatenate(keys)
+        _, last = np.unique(flat[::-1], return_index=True)
+        mask = np.zeros(len(flat), bool)
+        mask[len(flat) - 1 - last] = True
+        return list(np.split(mask, np.cumsum([len(k) for k in keys])[:-1]))
 
     def read_part(self, part: Part) -> bytes:
         """The bytes of a part, checked against the manifest."""
@@ -212,6 +229,13 @@ class BoxDataset:
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise InputError(f"{uri}: the file is not the one the manifest lists (checksum). Restore it, or match again.")
         return data
+
+
+def pair_keys(ids: Iterable[Any]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each id (N,), to compare millions of them: two of a million are the same by chance once in 30 million datasets."""
+    texts = ids.to_pylist() if hasattr(ids, "to_pylist") else ids
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, np.uint64)
 
 
 def manifest_file(number: int) -> str:

@@ -146,7 +146,12 @@ def test_a_child_that_dies_between_two_questions_is_replaced(some_pairs: list[Pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
 def test_a_child_dies_with_its_parent() -> None:
-    code = "from cropreg import isolation as i; import time; c = i.Child(i.Limits(9, 2**30)); print(c._process.pid, flush=True); time.sleep(60)"
+    code = """if True:
+        import time
+        from cropreg.isolation import Child, Limits
+        child = Child(Limits(9, 2**30))
+        print(child._process.pid, flush=True)
+        time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

@@ -35,12 +35,14 @@ PLACES = [
     Place("faults"),
     Place("logs", late=("rich",)),
     Place("boxes"),
+    Place("spill"),
     # 1 files
     Place("images", heavy=("cv2", "PIL"), late=("pyvips", "rawpy", "pi_heif", "tifffile", "imagecodecs")),
     Place("storage", heavy=("pyarrow",)),
     Place("schema", heavy=("pyarrow",)),
     # 2 pairs -> boxes
     Place("pairs", heavy=("pyarrow",)),
+    Place("known"),
     Place("matching", heavy=CV),
     Place("labels", heavy=("cv2", "pyarrow")),
     Place("isolation", heavy=CV),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import ray.data
@@ -19,6 +21,7 @@ import cropreg
 from cropreg import faults, isolation, storage
 from cropreg import pairs as pairing
 from cropreg.errors import InputError, OutputError
+from cropreg.known import Known
 from cropreg.labels import Labelling
 from cropreg.logs import Progress
 from cropreg.matching.settings import MatcherSettings
@@ -40,11 +43,13 @@ from cropreg.schema import (
     top_reasons,
 )
 from cropreg.settings import MatchSettings
+from cropreg.spill import Spill
 from cropreg.splits import parse_shares, split_of
 
 log = logging.getLogger(__name__)
 
 _PART_PAIRS_MIN, _PART_PAIRS_MAX, _PARTS_WANTED = 16, 1000, 64
+_PARTS_IN_MEMORY = 64
 
 
 def compute_bounding_boxes(
@@ -86,49 +91,74 @@ def run(
     shares = parse_shares(settings.split)
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
-    found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
-    num_unpaired = sum(p.original_uri is None or p.crop_uri is None for p in found)
-    summary: dict[str, Any] = {"verb": "match", "out": out, "pairs": len(found), "unpaired": num_unpaired}
-    if dry_run:
-        todo, _ = _todo(found, _existing(out, config, settings.overwrite), settings)
-        parts = cut_parts(todo, settings.pairs_per_part)
-        return {**summary, "computed": len(todo), "code": 0, "dry_run": True, "parts": len(parts)}
-    if num_unpaired == len(found):
-        raise InputError(
-            f"no crop has an original: {len(found)} pictures and not one pair. "
-            f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by and --pairs."
-        )
-    storage.refuse_if_held(out)
-    _existing(out, config, settings.overwrite)  # a folder of something else is not even locked
-    with storage.held(out, "match") as lease:
+    summary: dict[str, Any] = {"verb": "match", "out": out}
+    with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by) as found:
+        storage.refuse_if_held(out)
         existing = _existing(out, config, settings.overwrite)
-        num_computed = _extend(found, out, existing, config, how, shares, settings, address, lease)
-        return {**summary, "computed": num_computed, **_report(BoxDataset.open(out), settings)}
+        if dry_run:
+            with _planned(found, existing, config, settings) as plan:
+                return {**summary, **plan.figures, "code": 0, "dry_run": True, "parts": plan.num_parts}
+        with storage.held(out, "match") as lease:
+            existing = _existing(out, config, settings.overwrite)  # another run may have ended meanwhile
+            with _planned(found, existing, config, settings) as plan:
+                if not plan.num_paired:
+                    raise InputError(
+                        f"no crop has an original: {plan.figures['pairs']} pictures and not one pair. {plan.first_alone} "
+                        f"See --pair-by and --pairs."
+                    )
+                if plan.num_parts or existing is None or plan.removed != existing.manifest.get("removed", []):
+                    written, counts = _build(plan, out, how, shares, settings, address) if plan.num_parts else ([], Counter())
+                    lease.check()
+                    _commit(out, written, plan.stay + counts, existing, config, settings.overwrite, plan.removed)
+                return {**summary, **plan.figures, **_report(BoxDataset.open(out), settings)}
 
 
-def _extend(
-    found: Sequence[Pair],
-    out: str,
-    existing: BoxDataset | None,
-    config: dict[str, Any],
-    how: Labelling,
-    shares: tuple[float, ...],
-    settings: MatchSettings,
-    address: str | None,
-    lease: storage.Lease,
-) -> int:
-    """Matches what is new and commits it; returns how many pairs were matched."""
-    todo, again = _todo(found, existing, settings)
-    parts = cut_parts(todo, settings.pairs_per_part)
-    kept = existing if not settings.overwrite else None
-    removed = sorted(_all_ids(kept) - {pair.pair_id for pair in found}) if kept else []
-    if todo or existing is None or removed != existing.manifest.get("removed", []):
-        # Building again gives parts of other names: what is there may be damaged, and must stay until the new dataset stands.
-        identity = [config, existing.number] if existing and again else config
-        written = _build(parts, out, identity, how, shares, settings, address) if parts else []
-        lease.check()
-        _commit(out, written, existing, config, settings.overwrite, removed)
-    return len(todo)
+@dataclass(frozen=True)
+class _Plan:
+    """What a run has to do.
+
+    ``figures`` are those of the summary; ``stay`` counts the rows that need nothing done, by verdict; ``removed`` are the ids of pairs
+    whose files are gone; ``parts`` holds each part's name and pairs, on disk if they are many.
+    """
+
+    figures: dict[str, int]
+    num_paired: int
+    first_alone: str
+    stay: Counter[str]
+    removed: list[str]
+    parts: Spill
+
+    @property
+    def num_parts(self) -> int:
+        return self.parts.count
+
+
+@contextlib.contextmanager
+def _planned(
+    found: pairing.Streamed, existing: BoxDataset | None, config: dict[str, Any], settings: MatchSettings
+) -> Iterator[_Plan]:
+    """Goes through all pairs once, and cuts what is to be matched into parts."""
+    known = Known(None if settings.overwrite else existing)
+    retried = settings.retry_failed.split(",") if settings.retry_failed else []
+    num_pairs = num_alone = num_todo = 0
+    first_alone = ""
+    with Spill(most_in_memory=_PARTS_IN_MEMORY) as parts:
+        for pairs in found:
+            alone = [pair for pair in pairs if pair.original_uri is None or pair.crop_uri is None]
+            num_pairs, num_alone = num_pairs + len(pairs), num_alone + len(alone)
+            if alone and not first_alone:
+                first = min(alone, key=lambda pair: pair.pair_id)
+                first_alone = f"First: {first.original_uri or first.crop_uri}: {first.reason}."
+            todo = known.todo(pairs, retried)
+            num_todo += len(todo)
+            # Building again gives parts of other names: what is there may be damaged, and must stay until the new dataset stands.
+            again = existing.number if existing is not None and (settings.overwrite or known.has_retried) else 0
+            identity = fingerprint([config, again] if again else config)
+            for part in cut_parts(todo, settings.pairs_per_part):
+                name = fingerprint([identity, sorted([p.pair_id, p.stamp] for p in part)])
+                parts.add(name, (name, [(p.pair_id, p.original_uri, p.crop_uri, p.stamp, p.reason) for p in part]))
+        figures = {"pairs": num_pairs, "unpaired": num_alone, "computed": num_todo}
+        yield _Plan(figures, num_pairs - num_alone, first_alone, known.counts(), known.removed(), parts)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
@@ -154,21 +184,6 @@ def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset |
     return existing
 
 
-def _todo(found: Sequence[Pair], existing: BoxDataset | None, settings: MatchSettings) -> tuple[list[Pair], bool]:
-    """The pairs that are new, whose files changed since they were matched, or that shall be tried again; and whether any is not new."""
-    if existing is None or settings.overwrite:
-        return list(found), existing is not None
-    everything = BoxDataset(existing.uri, existing.number, {**existing.manifest, "removed": []})
-    known = everything.pairs(["pair_id", "stamp", "verdict"])
-    stamps = dict(zip(known["pair_id"].to_pylist(), known["stamp"].to_pylist(), strict=True))
-    wanted = set((settings.retry_failed or "").split(","))
-    retried = {
-        i for i, verdict in zip(known["pair_id"].to_pylist(), known["verdict"].to_pylist(), strict=True) if verdict in wanted
-    }
-    todo = [pair for pair in found if stamps.get(pair.pair_id) != pair.stamp or pair.pair_id in retried]
-    return todo, any(pair.pair_id in retried for pair in todo)
-
-
 def cut_parts(pairs: Sequence[Pair], pairs_per_part: int) -> list[list[Pair]]:
     """Cuts pairs into parts of about ``pairs_per_part`` (0: by their number alone); crops of one original stay in one part."""
     size = pairs_per_part or min(max(math.ceil(len(pairs) / _PARTS_WANTED), _PART_PAIRS_MIN), _PART_PAIRS_MAX)
@@ -183,42 +198,32 @@ def cut_parts(pairs: Sequence[Pair], pairs_per_part: int) -> list[list[Pair]]:
 
 
 def _build(
-    parts: Sequence[Sequence[Pair]],
-    out: str,
-    identity: Any,
-    how: Labelling,
-    shares: tuple[float, ...],
-    settings: MatchSettings,
-    address: str | None,
-) -> list[Part]:
-    """Builds all parts over the cluster; returns what was written, in an order that depends on the parts alone.
+    plan: _Plan, out: str, how: Labelling, shares: tuple[float, ...], settings: MatchSettings, address: str | None
+) -> tuple[list[Part], Counter[str]]:
+    """Builds all parts over the cluster; returns what was written, in an order that depends on the parts alone, and counts by verdict.
 
-    ``identity`` is what parts are named by beside their pairs: a part of that name that is there already is taken as it is.
+    A part of that name that is there already is taken as it is.
     """
     cluster.connect(address)
-    identity_id = fingerprint(identity)
-    rows = [
-        {
-            "name": fingerprint([identity_id, sorted([p.pair_id, p.stamp] for p in part)]),
-            "pairs": json.dumps([asdict(p) for p in part]),
-        }
-        for part in parts
-    ]
-    data = ray.data.from_arrow(pa.Table.from_pylist(rows), override_num_blocks=len(rows))
-    compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
+    # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
+    blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for parts in plan.parts for name, pairs in parts]
     limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
-    data = data.map(_build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares}, compute=compute)
-    written: dict[str, list[Part]] = {}
-    num_rows = 0
-    with cluster.faults_named(), Progress("match", sum(map(len, parts)), "pairs") as progress:
+    compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
+    data = ray.data.from_arrow_refs(blocks).map(
+        _build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares}, compute=compute
+    )
+    written: list[Part] = []
+    counts: Counter[str] = Counter()
+    with cluster.faults_named(), Progress("match", plan.figures["computed"], "pairs") as progress:
         for row in data.iter_rows():
             listed = [Part(**part) for part in json.loads(row["parts"])]
-            written[row["name"]] = listed
-            num_rows += listed[0].rows
-            progress.advance(listed[0].rows, **json.loads(row["counts"]))
-    expected = sum(map(len, parts))
-    assert num_rows == expected, f"{expected} pairs went in and {num_rows} rows came out"
-    return [part for row in rows for part in written[row["name"]]]
+            written += listed
+            new = json.loads(row["counts"])
+            counts.update(new)
+            progress.advance(listed[0].rows, **new)
+    expected = plan.figures["computed"]
+    assert counts.total() == expected, f"{expected} pairs went in and {counts.total()} rows came out"
+    return sorted(written, key=lambda part: part.file), counts
 
 
 def _build_part(
@@ -228,7 +233,7 @@ def _build_part(
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
     pairs_uri, proxies_uri = storage.join(out, pairs_file), storage.join(out, proxies_file)
     if not storage.exists(pairs_uri):
-        rows, proxies = isolation.label_pairs([Pair(**pair) for pair in json.loads(row["pairs"])], how, limits)
+        rows, proxies = isolation.label_pairs([Pair(*pair) for pair in json.loads(row["pairs"])], how, limits)
         faults.trip("part", row["name"])
         for item in rows:
             item["split"] = split_of(item["group"], shares)
@@ -244,26 +249,30 @@ def _build_part(
     return {"name": row["name"], "parts": json.dumps([asdict(p) for p in parts]), "counts": json.dumps(Counter(verdicts))}
 
 
-def _all_ids(dataset: BoxDataset) -> set[str]:
-    """The ids of all pairs in the dataset's parts, those whose files are gone too."""
-    everything = BoxDataset(dataset.uri, dataset.number, {**dataset.manifest, "removed": []})
-    return set(everything.pairs(["pair_id"])["pair_id"].to_pylist())
-
-
 def _commit(
-    out: str, written: list[Part], existing: BoxDataset | None, config: dict[str, Any], overwrite: bool, removed: list[str]
+    out: str,
+    written: list[Part],
+    counts: Counter[str],
+    existing: BoxDataset | None,
+    config: dict[str, Any],
+    overwrite: bool,
+    removed: list[str],
 ) -> None:
     """Makes the written parts, behind those there are, the dataset; pairs in ``removed`` have no files any more and no longer count."""
     kept = existing.parts("pairs") + existing.parts("proxies") if existing and not overwrite else []
     listed = [*kept, *(part for part in written if part not in kept)]
-    parent = existing.number if existing else 0
     if removed:
         log.info("removed=%d pairs whose files are no longer in the input", len(removed))
-    coming = BoxDataset(out, 0, {"parts": [asdict(p) for p in listed], "removed": removed})
-    verdicts = coming.pairs(["verdict"])["verdict"].to_pylist()
-    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
     faults.trip("commit", out)
-    number = commit_manifest(out, listed, config=config, counts=counts, parent=parent, version=cropreg.__version__, removed=removed)
+    number = commit_manifest(
+        out,
+        listed,
+        config=config,
+        counts={verdict: counts[verdict] for verdict in VERDICTS},
+        parent=existing.number if existing else 0,
+        version=cropreg.__version__,
+        removed=removed,
+    )
     if number is None:
         raise OutputError(
             f"{out}: another run has just finished this dataset. Run the same command again: it computes what is missing."
@@ -277,11 +286,14 @@ def _commit(
 
 def _report(dataset: BoxDataset, settings: MatchSettings) -> dict[str, Any]:
     """Writes ``problems.csv`` and returns counts, top reasons and the exit code."""
-    table = dataset.pairs(["pair_id", "original_uri", "crop_uri", "verdict", "reason"])
-    problems = [row for row in table.to_pylist() if row["verdict"] != FOUND]
-    storage.write_whole(storage.join(dataset.uri, "problems.csv"), csv_bytes(problems, table.column_names))
+    columns = ["pair_id", "original_uri", "crop_uri", "verdict", "reason"]
+    problems: list[dict[str, Any]] = []
+    for table in dataset.tables(columns):
+        problems += table.filter(pc.not_equal(table["verdict"], FOUND)).to_pylist()
+    problems.sort(key=lambda row: str(row["pair_id"]))
+    storage.write_whole(storage.join(dataset.uri, "problems.csv"), csv_bytes(problems, columns))
     counts = {verdict: number for verdict, number in dataset.manifest["counts"].items() if number}
-    tried = table.num_rows - counts.get(UNPAIRED, 0)
+    tried = sum(counts.values()) - counts.get(UNPAIRED, 0)
     bad = tried - counts.get(FOUND, 0)
     result: dict[str, Any] = {"code": 0, "counts": counts, "manifest": dataset.number}
     result["top_reasons"] = top_reasons(problems)
