@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from cropreg import faults, isolation, storage
 from cropreg import pairs as pairing
 from cropreg.errors import InputError, OutputError
 from cropreg.known import Known
-from cropreg.labels import Labelling
+from cropreg.labels import Labelling, Row
 from cropreg.logs import Progress
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pairs import Pair
@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _PART_PAIRS_MIN, _PART_PAIRS_MAX, _PARTS_WANTED = 16, 1000, 64
 _PARTS_IN_MEMORY = 64
+
+Labeller = Callable[[Sequence[Pair], Labelling, isolation.Limits], tuple[list[Row], list[Row]]]
 
 
 def compute_bounding_boxes(
@@ -80,8 +82,11 @@ def run(
     settings: MatchSettings,
     address: str | None = None,
     dry_run: bool = False,
+    label: Labeller = isolation.label_pairs,
 ) -> dict[str, Any]:
     """Builds or extends the dataset and returns the summary: counts by verdict, top reasons, exit code.
+
+    ``label`` makes rows of pairs, on a worker; measurements of everything else give another.
 
     Raises:
         UsageError: neither two folders nor a table, or a wrong setting.
@@ -107,7 +112,9 @@ def run(
                         f"See --pair-by and --pairs."
                     )
                 if plan.num_parts or existing is None or plan.removed != existing.manifest.get("removed", []):
-                    written, counts = _build(plan, out, how, shares, settings, address) if plan.num_parts else ([], Counter())
+                    written, counts = (
+                        _build(plan, out, how, shares, settings, address, label) if plan.num_parts else ([], Counter())
+                    )
                     lease.check()
                     _commit(out, written, plan.stay + counts, existing, config, settings.overwrite, plan.removed)
                 return {**summary, **plan.figures, **_report(BoxDataset.open(out), settings)}
@@ -198,7 +205,13 @@ def cut_parts(pairs: Sequence[Pair], pairs_per_part: int) -> list[list[Pair]]:
 
 
 def _build(
-    plan: _Plan, out: str, how: Labelling, shares: tuple[float, ...], settings: MatchSettings, address: str | None
+    plan: _Plan,
+    out: str,
+    how: Labelling,
+    shares: tuple[float, ...],
+    settings: MatchSettings,
+    address: str | None,
+    label: Labeller,
 ) -> tuple[list[Part], Counter[str]]:
     """Builds all parts over the cluster; returns what was written, in an order that depends on the parts alone, and counts by verdict.
 
@@ -210,7 +223,7 @@ def _build(
     limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(
-        _build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares}, compute=compute
+        _build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares, "label": label}, compute=compute
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()
@@ -227,13 +240,13 @@ def _build(
 
 
 def _build_part(
-    row: dict[str, Any], out: str, how: Labelling, limits: isolation.Limits, shares: tuple[float, ...]
+    row: dict[str, Any], out: str, how: Labelling, limits: isolation.Limits, shares: tuple[float, ...], label: Labeller
 ) -> dict[str, Any]:
     """Matches one part's pairs and writes its files, or finds them written by an earlier try; runs on a worker."""
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
     pairs_uri, proxies_uri = storage.join(out, pairs_file), storage.join(out, proxies_file)
     if not storage.exists(pairs_uri):
-        rows, proxies = isolation.label_pairs([Pair(*pair) for pair in json.loads(row["pairs"])], how, limits)
+        rows, proxies = label([Pair(*pair) for pair in json.loads(row["pairs"])], how, limits)
         faults.trip("part", row["name"])
         for item in rows:
             item["split"] = split_of(item["group"], shares)

@@ -1,0 +1,110 @@
+"""What the box dataset costs beside the matching itself: driver memory and pairs a second, with a matcher that does nothing.
+
+    python benchmarks/scale.py [--pairs 10000 1000000] [--workers 2]
+
+Each number of pairs is a table of names that do not exist, built in a process of its own.  The rate is that of everything else: reading
+the table, joining, planning, Ray, rows to Parquet, checksums, manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def label_nothing(pairs: Sequence[Any], how: Any, limits: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows as the matcher would give them, of which none is true."""
+    row = {"crop_id": "0" * 64, "original_w": 4000, "original_h": 3000, "crop_w": 2000, "crop_h": 1500, "orientation": 1, "x1": 10.0,
+           "y1": 20.0, "x2": 2010.0, "y2": 1520.0, "angle_deg": 0.0, "scale": 1.0, "score": 0.999, "gap": 0.5, "error_px": 0.05,
+           "probability": 0.99, "method": "ncc", "verdict": "found", "reason": None, "elapsed_ms": 1.0}  # fmt: skip
+    rows = [
+        {"pair_id": p.pair_id, "original_uri": p.original_uri, "crop_uri": p.crop_uri, "original_id": p.pair_id, "group": p.pair_id}
+        | row
+        | {"stamp": p.stamp}
+        for p in pairs
+    ]
+    return rows, []
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that is its own, MB: what lies in Ray's store is not."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
+def write_table(path: Path, num_pairs: int) -> None:
+    names = [f"{i % 997:03d}/roll-{i // 36:06d}/IMG_{i:08d}" for i in range(num_pairs)]
+    columns = {"original": [f"originals/{n}.jpg" for n in names], "crop": [f"crops/{n}_edited.jpg" for n in names]}
+    pq.write_table(pa.table(columns), path)
+
+
+def build(folder: Path, workers: int) -> None:
+    """Builds the dataset of ``folder/pairs.parquet`` twice in this process and prints what it took, as JSON."""
+    import ray
+
+    from cropreg.pipelines import cluster, match
+    from cropreg.settings import MatchSettings
+
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    cluster.connect()
+    settings = MatchSettings(pairs_per_part=1000)
+    before_mb, peak_mb, done = anonymous_mb(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak_mb[0] = max(peak_mb[0], anonymous_mb())
+
+    threading.Thread(target=watch, daemon=True).start()
+    table, spans_s = str(folder / "pairs.parquet"), []
+    for _ in range(2):
+        began_s = time.monotonic()
+        summary = match.run(None, None, out=f"{folder}/boxes", pairs=table, settings=settings, label=label_nothing)
+        spans_s.append(time.monotonic() - began_s)
+    done.set()
+    sizes = [path.stat().st_size for path in (folder / "boxes").rglob("*") if path.is_file()]
+    took = {"build_s": spans_s[0], "again_s": spans_s[1], "before_mb": before_mb, "peak_mb": peak_mb[0]}
+    made = {
+        "files": len(sizes),
+        "dataset_mb": sum(sizes) / 2**20,
+        "manifest_kb": (folder / "boxes/manifests/000001.json").stat().st_size / 1024,
+    }
+    assert summary["computed"] == 0, "a finished build computes nothing again"
+    print(json.dumps(took | made))
+    ray.shutdown()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--pairs", type=int, nargs="+", default=[10_000, 1_000_000])
+    arguments.add_argument("--workers", type=int, default=2)
+    arguments.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    o = arguments.parse_args()
+    if o.one:
+        build(o.one, o.workers)
+        return
+    for num_pairs in o.pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            write_table(Path(folder, "pairs.parquet"), num_pairs)
+            command = [sys.executable, __file__, "--one", folder, "--workers", str(o.workers)]
+            r = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1])
+        print(
+            f"{num_pairs:>9,} pairs: built in {r['build_s']:.1f} s, {num_pairs / r['build_s'] / o.workers:,.0f} pairs/s a core; again "
+            f"{r['again_s']:.1f} s; driver's own memory {r['before_mb']:.0f} MB before, {r['peak_mb']:.0f} MB at the peak; "
+            f"{r['files']} files, {r['dataset_mb']:.1f} MB, manifest {r['manifest_kb']:.0f} kB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
