@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import ray
 import ray.data
 import ray.exceptions
 
-from cropreg.errors import ClusterError
+from cropreg import errors
+from cropreg.errors import ClusterError, CropregError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def connect(address: str | None = None) -> None:
         # The group of training workers needs longer than Ray's 60 s when two busy cores import torch.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data"):  # notices, not news
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # errors come to us as exceptions, and are told once
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log.isEnabledFor(logging.DEBUG))
@@ -52,19 +54,29 @@ def connect(address: str | None = None) -> None:
 @contextlib.contextmanager
 def faults_named() -> Iterator[None]:
     """Turns Ray's own failures into a :class:`ClusterError`; the errors of our functions pass as they are."""
-    from cropreg.errors import CropregError
-
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else None
-        while cause is not None and not isinstance(cause, CropregError) and isinstance(cause.__cause__, Exception):
-            cause = cause.__cause__
-        if isinstance(cause, CropregError):
-            raise cause from None
+        ours = _ours(error)
+        if ours is not None:
+            raise ours from None
         raise
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray: {error}. What was finished is kept; run the same command again.") from error
+
+
+def _ours(error: ray.exceptions.RayTaskError) -> CropregError | None:
+    """The error of our own that a task ended with.  Ray Data wraps it and drops the object on its way here: only its text arrives."""
+    cause: BaseException | None = error.cause
+    while cause is not None and not isinstance(cause, CropregError):
+        cause = cause.__cause__
+    if cause is not None:
+        return cause
+    found = re.search(r"^(?:.*\n)*?cropreg\.errors\.(\w+): ((?:.|\n)*?)(?:\n\n|\Z)", str(error))
+    kind = getattr(errors, found[1], None) if found else None
+    if found is None or not (isinstance(kind, type) and issubclass(kind, CropregError)):
+        return None
+    return InputError(found[2].strip()) if kind is errors.UnreadableImage else kind(found[2].strip())
 
 
 def may_grow(address: str | None) -> bool:
