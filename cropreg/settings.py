@@ -65,6 +65,7 @@ class TrainSettings(Settings):
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
     head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
+    refine: bool = Field(True, description="look again along each predicted edge, at the full resolution of the proxies")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
     max_epochs: int = Field(60, ge=1, description="epochs at most; early stopping usually ends sooner")
     batch_size: int = Field(32, ge=2, description="pictures in a step, over all workers together")

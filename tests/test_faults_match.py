@@ -37,7 +37,7 @@ def start(folder: Path, out: Path, *flags: str, **environment: str) -> subproces
     command = [sys.executable, "-m", "cropreg.cli", "match", str(folder / "originals"), str(folder / "crops"), "--out", str(out)]
     return subprocess.Popen(
         [*command, "--pairs-per-part", "4", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**os.environ, **environment}, start_new_session=True,
+        env={**os.environ, "RAY_ADDRESS": "local", **environment}, start_new_session=True,
     )  # fmt: skip
 
 

@@ -49,9 +49,11 @@ PLACES = [
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),
     Place("augment"),
+    Place("strips", heavy=CV),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
     # 4 model
+    Place("refiner", heavy=TORCH),
     Place("model", heavy=(*TORCH, "safetensors")),
     Place("losses", heavy=TORCH),
     Place("checkpoint", heavy=(*TORCH, "safetensors")),

@@ -184,7 +184,9 @@ def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = Loaders(dataset, settings, device, rank, world)
-    architecture = Architecture(head=settings.head, image_side=settings.image_side, dropout=settings.dropout)
+    architecture = Architecture(
+        head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine
+    )
     baselines = fit_baselines(batches.train_data.labels.boxes_norm)
     core = CropRegressor(architecture, baselines["median_box"])
     last = storage.join(out, "checkpoints/last")
