@@ -171,6 +171,7 @@ def _build(
     ``identity`` is what parts are named by beside their pairs: a part of that name that is there already is taken as it is.
     """
     cluster.connect(address)
+    cluster.check_shared((uri for part in parts for pair in part for uri in (pair.original_uri, pair.crop_uri) if uri), out)
     identity_id = fingerprint(identity)
     rows = [
         {
