@@ -224,6 +224,58 @@ def test_options_before_the_verb_are_kept_apart_from_those_behind(tokens: list[s
     assert cli._apart(tokens) == apart
 
 
+class Sent:
+    """Stands for the process of ``ray job submit``: waiting for it is interrupted once, or ends."""
+
+    def __init__(self, words: list[str], interrupted: bool, **_: Any) -> None:
+        self.words, self.interrupted, self.ended = words, interrupted, False
+
+    def wait(self) -> int:
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt
+        return 0
+
+    def terminate(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
+    """What was sent, to a job server whose jobs all end with 6; to be interrupted when it is named so."""
+    found: list[Sent] = []
+
+    def popen(words: list[str], **rest: Any) -> Sent:
+        found.append(Sent(words, "interrupted" in words, **rest))
+        return found[-1]
+
+    monkeypatch.setattr(submit.subprocess, "Popen", popen)
+    monkeypatch.setattr(submit, "reach", lambda _: Job("FAILED", 6))
+    return found
+
+
+def test_submit_ends_with_the_code_of_the_verb_or_does_not_wait_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sent: list[Sent]
+) -> None:
+    options = ["submit", "--address", HERE, "--working-dir", str(tmp_path), "--submission-id", "nightly"]
+    assert cli.run([*options, *MATCH]) == 6
+    assert capsys.readouterr().out == "nightly: match ended with code 6\n"
+    assert cli.run([*options, "--no-wait", "--json", *MATCH]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["submission_id"] == "nightly" and summary["line"][1:] == sent[1].words[3:]
+    assert "--no-wait" in summary["line"] and "--no-wait" not in sent[0].words
+
+
+def test_interrupted_submit_says_that_the_job_may_go_on_and_how_to_stop_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sent: list[Sent], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["--address", HERE, "--working-dir", str(tmp_path), "--submission-id", "interrupted"]
+    assert cli.run(["submit", *options, *MATCH]) == 130
+    assert f"interrupted may go on without us. Its log: ray job logs --follow --address {HERE} interrupted." in caplog.text
+    assert f"ray job stop --address {HERE} interrupted" in caplog.text and sent[0].ended
+    assert "go on with: cropreg submit" not in capsys.readouterr().err
+
+
 class Job:
     """What the job server says of a job that has ended."""
 

@@ -47,7 +47,8 @@ def connect(address: str | None = None) -> None:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log.isEnabledFor(logging.DEBUG))
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"Ray: {error}. Check --address and RAY_ADDRESS; without both, Ray starts on this machine."
+                f"Ray: {error}. Check --address and RAY_ADDRESS (without both, Ray starts on this machine), and the token if the cluster "
+                f"asks for one: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN."
             ) from error
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and may end in SIGABRT

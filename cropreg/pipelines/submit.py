@@ -237,7 +237,7 @@ def reach(address: str) -> JobSubmissionClient:
 def _submit(line: Sequence[str], submission_id: str, address: str) -> None:
     """Runs the line with this Python's own Ray; what it and the job print goes to standard error, as all that is not the summary."""
     words = [sys.executable, "-m", "ray.scripts.scripts", *line[1:]]
-    process = subprocess.Popen(words, stdout=sys.stderr.fileno(), start_new_session=True)
+    process = subprocess.Popen(words, stdout=2, start_new_session=True)  # 2: standard error
     try:
         code = process.wait()
     except BaseException:
