@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,17 @@ def undisturbed(folder: Path, cluster: Any) -> list[dict[str, Any]]:
     return rows(folder / "undisturbed")
 
 
-@contextlib.contextmanager
-def driver(folder: Path, out: Path, address: str | None, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def driver(folder: Path, out: Path, address: str | None, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """``cropreg match`` in a process of its own, killed when the test ends before it."""
-    command = [sys.executable, "-m", "cropreg.cli", "match", str(folder / "originals"), str(folder / "crops"), "--out", str(out)]
-    command += ["--pairs-per-part", str(PAIRS_PER_PART)] + (["--address", address] if address else [])
+    words = ["match", str(folder / "originals"), str(folder / "crops"), "--out", str(out), "--pairs-per-part", str(PAIRS_PER_PART)]
+    return verb(words, out.with_suffix(".err"), address, **environment)
+
+
+@contextlib.contextmanager
+def verb(words: list[str], log: Path, address: str | None, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "cropreg.cli", *words, *(["--address", address] if address else [])]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
-    with open(out.parent / f"{out.name}.err", "a+") as errors:
+    with open(log, "a+") as errors:
         run = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, text=True, start_new_session=True
         )
@@ -184,6 +189,19 @@ def test_interrupted_run_says_how_to_go_on_leaves_no_process_and_goes_on(
         assert run.wait(240) == 0, said(run)
     assert rows(out) == undisturbed
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was finished is not computed again"
+
+
+def test_whole_way_goes_over_several_nodes(folder: Path, cluster: Any, undisturbed: list[dict[str, Any]], tmp_path: Path) -> None:
+    boxes, run_dir, cropped = str(folder / "undisturbed"), str(tmp_path / "run"), str(tmp_path / "cropped")
+    training = ["--weights", "none", "--image-side", "64", "--max-epochs", "1", "--batch-size", "8", "--num-workers", "2"]
+    for words in (
+        ["train", boxes, "--out", run_dir, *training, "--cpus-per-worker", "1"],
+        ["evaluate", run_dir, "--split", "all", "--bootstrap", "10"],
+        ["predict", run_dir, str(folder / "originals"), "--out", cropped, "--all"],
+    ):
+        with verb(words, tmp_path / f"{words[0]}.err", cluster.address) as run:
+            assert run.wait(200) == 0, said(run)
+    assert len(list(Path(cropped).glob("*.jpg"))) == NUM_PAIRS
 
 
 @pytest.fixture
