@@ -225,7 +225,7 @@ def test_options_before_the_verb_are_kept_apart_from_those_behind(tokens: list[s
 
 
 class Sent:
-    """Stands for the process of ``ray job submit``: waiting for it is interrupted once, or ends."""
+    """Stands for the process of ``ray job submit``: waiting for it is interrupted once, or ends; with 1 if the job is refused."""
 
     def __init__(self, words: list[str], interrupted: bool, **_: Any) -> None:
         self.words, self.interrupted, self.ended = words, interrupted, False
@@ -234,7 +234,7 @@ class Sent:
         if self.interrupted:
             self.interrupted = False
             raise KeyboardInterrupt
-        return 0
+        return int("refused" in self.words)
 
     def terminate(self) -> None:
         self.ended = True
@@ -242,7 +242,7 @@ class Sent:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
-    """What was sent, to a job server whose jobs all end with 6; to be interrupted when it is named so."""
+    """What was sent, to a job server whose jobs all end with 6; interrupted or refused when it is named so."""
     found: list[Sent] = []
 
     def popen(words: list[str], **rest: Any) -> Sent:
@@ -266,6 +266,20 @@ def test_submit_ends_with_the_code_of_the_verb_or_does_not_wait_for_it(
     assert "--no-wait" in summary["line"] and "--no-wait" not in sent[0].words
 
 
+def test_job_of_the_same_name_is_not_taken_for_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path, sent: list[Sent]) -> None:
+    options = ["submit", "--address", HERE, "--working-dir", str(tmp_path), "--submission-id"]
+    assert cli.run([*options, "yesterday", *MATCH]) == 2
+    assert "--submission-id yesterday: the cluster has had a job of this name" in capsys.readouterr().err and not sent
+
+
+def test_job_that_is_refused_ends_with_5_though_nobody_waits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sent: list[Sent]
+) -> None:
+    options = ["submit", "--address", HERE, "--working-dir", str(tmp_path), "--submission-id", "refused", "--no-wait"]
+    assert cli.run([*options, *MATCH]) == 5
+    assert "refused: was not accepted" in capsys.readouterr().err
+
+
 def test_interrupted_submit_says_that_the_job_may_go_on_and_how_to_stop_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, sent: list[Sent], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,9 +297,13 @@ class Job:
         from ray.job_submission import JobStatus
 
         self.status, self.driver_exit_code, self.message = JobStatus(status), code, "Job said why."
+        self.submission_id = "yesterday"
 
     def get_job_info(self, _: str) -> Job:
         return self
+
+    def list_jobs(self) -> list[Job]:
+        return [self]
 
 
 @pytest.mark.parametrize(("status", "code"), [("SUCCEEDED", 0), ("FAILED", 6), ("FAILED", 143)])

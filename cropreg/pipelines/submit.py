@@ -77,10 +77,16 @@ def run(
     if dry_run:
         return {**summary, "code": 0, "dry_run": True, "text": f"{shlex.join(line)}\nupload: {size}"}
     client = reach(address)
-    log.info("%s", shlex.join(line))
-    _submit(line, submission_id, address)
     follow = f"ray job logs --follow --address {address} {submission_id}"
+    if settings.submission_id and any(job.submission_id == submission_id for job in client.list_jobs()):
+        raise UsageError(
+            f"--submission-id {submission_id}: the cluster has had a job of this name. Take another. Its log: {follow}"
+        )
+    log.info("%s", shlex.join(line))
+    accepted = _submit(line, submission_id, address) == 0
     if settings.no_wait:
+        if not accepted:
+            raise ClusterError(f"{submission_id}: was not accepted; `ray job submit` says above why.")
         return {**summary, "code": 0, "text": f"submitted as {submission_id}; its log: {follow}"}
     code = _ended_with(client, submission_id, follow)
     return {**summary, "code": code, "text": f"{submission_id}: {verb} ended with code {code}"}
@@ -234,12 +240,15 @@ def reach(address: str) -> JobSubmissionClient:
         ) from error
 
 
-def _submit(line: Sequence[str], submission_id: str, address: str) -> None:
-    """Runs the line with this Python's own Ray; what it and the job print goes to standard error, as all that is not the summary."""
+def _submit(line: Sequence[str], submission_id: str, address: str) -> int:
+    """Runs the line with this Python's own Ray and returns what it ended with.
+
+    What it and the job print goes to standard error, as all that is not the summary.
+    """
     words = [sys.executable, "-m", "ray.scripts.scripts", *line[1:]]
     process = subprocess.Popen(words, stdout=2, start_new_session=True)  # 2: standard error
     try:
-        code = process.wait()
+        return process.wait()
     except BaseException:
         process.terminate()
         process.wait()
@@ -248,7 +257,6 @@ def _submit(line: Sequence[str], submission_id: str, address: str) -> None:
             submission_id, address, submission_id, address, submission_id,
         )  # fmt: skip
         raise
-    log.debug("ray job submit ended with %d", code)
 
 
 def _ended_with(client: JobSubmissionClient, submission_id: str, follow: str) -> int:
