@@ -149,7 +149,9 @@ def test_making_a_folder_tries_whether_it_can_be_written_and_leaves_no_file(buck
 
 
 def test_output_in_a_missing_bucket_is_refused_when_its_folder_is_made(store):
-    with pytest.raises(OutputError, match=r"^s3://no-such-bucket/out: cannot be written \(.*NO_SUCH_BUCKET"):
+    with pytest.raises(
+        OutputError, match=r"/out: cannot be written \(.*NO_SUCH_BUCKET.*check the bucket and what your credentials"
+    ):
         storage.make_folder("s3://no-such-bucket/out")
 
 

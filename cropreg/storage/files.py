@@ -146,4 +146,5 @@ def remove(uri: str) -> None:
 
 def _cannot_write(uri: str, error: OSError) -> OutputError:
     cause = error.strerror or str(error)
-    return OutputError(f"{uri}: cannot be written ({cause}). What was finished is kept; free or unlock the place and run again.")
+    cure = "check the bucket and what your credentials allow" if is_remote(uri) else "free or unlock the place"
+    return OutputError(f"{uri}: cannot be written ({cause}). What was finished is kept; {cure} and run again.")
