@@ -133,6 +133,22 @@ class PredictSettings(Settings):
     overwrite: bool = Field(False, description="write again what is there")
 
 
+class SubmitSettings(Settings):
+    """How ``cropreg submit`` sends a verb to a cluster."""
+
+    shared_path: tuple[Path, ...] = Field(
+        (), description="folder on a disk that all nodes mount at the same place; may be given again"
+    )
+    working_dir: Path | None = Field(
+        None, description="folder whose code the job runs; default: the checkout cropreg runs from, else nothing is uploaded"
+    )
+    runtime_env: Path | None = Field(
+        None, description="YAML file of the job's environment; default: runtime_env.yaml of the working dir"
+    )
+    submission_id: str | None = Field(None, min_length=1, description="name of the job; default: one that is made up")
+    no_wait: bool = Field(False, description="end when the job is accepted, instead of following it")
+
+
 class DoorSettings(Settings):
     """What every verb takes beside its own settings."""
 

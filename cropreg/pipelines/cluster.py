@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import posixpath
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
 import ray.data
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cropreg import errors
-from cropreg.errors import ClusterError, CropregError, InputError
+from cropreg import errors, storage
+from cropreg.errors import ClusterError, CropregError, InputError, OutputError
 
 log = logging.getLogger(__name__)
+
+_FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
 
 
 def connect(address: str | None = None) -> None:
@@ -42,7 +48,8 @@ def connect(address: str | None = None) -> None:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log.isEnabledFor(logging.DEBUG))
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"Ray: {error}. Check --address and RAY_ADDRESS; without both, Ray starts on this machine."
+                f"Ray: {error}. Check --address and RAY_ADDRESS (without both, Ray starts on this machine), and the token if the cluster "
+                f"asks for one: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN."
             ) from error
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and may end in SIGABRT
@@ -88,3 +95,69 @@ def total(resource: str) -> float:
     """How much of a resource (``CPU``, ``GPU``) the cluster has now."""
     resources: dict[str, Any] = ray.cluster_resources()
     return float(resources.get(resource, 0))
+
+
+def check_shared(to_read: Iterable[str], to_write: str | None = None) -> None:
+    """Looks, before work starts, whether every node of the cluster sees the local files that the driver sees.
+
+    On a single node nothing is done.  On several, one small task a node looks for a file of each folder of ``to_read``, and for a file
+    that is written to ``to_write`` for this; a folder of the same name on another disk does not pass.
+
+    Args:
+        to_read: URIs of files; those on an object store are left out.
+        to_write: URI of the folder that tasks write to; None when only this process writes.
+
+    Raises:
+        InputError, OutputError: a node does not see a file; names the node, the file and the cure. ClusterError: a node did not answer.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folders: dict[str, str] = {}
+    for uri in to_read:
+        if not storage.is_remote(uri):
+            folders.setdefault(posixpath.dirname(uri), uri)
+    step = -(-len(folders) // _FOLDERS_LOOKED_AT) or 1
+    picked = itertools.islice(folders.values(), 0, None, step)
+    uris = [uri for uri in picked if storage.exists(uri)]  # a broken link is for the verb to tell
+    probe = None
+    if to_write is not None and not storage.is_remote(to_write):
+        probe = storage.join(to_write, f"{storage.TEMPORARY_PREFIX}shared-{uuid.uuid4().hex}")
+        storage.write_whole(probe, b"cropreg looks whether every machine of the cluster sees this folder")
+    if not uris and probe is None:
+        return
+    try:
+        _look_from_every_node(nodes, uris, probe)
+    finally:
+        if probe is not None:
+            storage.remove(probe)
+
+
+def _look_from_every_node(nodes: list[dict[str, Any]], uris: list[str], probe: str | None) -> None:
+    """Asks every node that runs tasks; where none does yet (a head without CPUs), the first that comes."""
+    look = ray.remote(num_cpus=0)(_unseen)
+    workers = [node for node in nodes if node["Resources"].get("CPU", 0) > 0]
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(uris, probe): node
+        for node in workers
+    }
+    if not asked:
+        log.info("no machine that runs tasks is there yet: waiting for one, to see whether it shares the disk")
+        asked = {look.options(num_cpus=1).remote(uris, probe): {}}
+    for answer, node in asked.items():
+        with faults_named():
+            unseen: list[str] = ray.get(answer)
+        if unseen:
+            name = f"the node {node['NodeManagerAddress']} ({node['NodeID'][:8]})" if node else "a node of the cluster"
+            kind = OutputError if unseen == [probe] else InputError
+            uri = posixpath.dirname(unseen[0]) if kind is OutputError else unseen[0]
+            raise kind(
+                f"{uri}: {name} does not see {'this folder' if kind is OutputError else 'this file'}, which lies on a disk of the machine "
+                f"that drives the run. On a cluster of {len(nodes)} nodes, use s3://, gs:// or abfs://, or a disk that all of them "
+                f"mount at the same place."
+            )
+
+
+def _unseen(uris: list[str], probe: str | None) -> list[str]:
+    """Which files the node that runs this does not see."""
+    return [uri for uri in (*uris, probe) if uri is not None and not storage.exists(uri)]

@@ -218,8 +218,10 @@ def _build(
     A part of that name that is there already is taken as it is.
     """
     cluster.connect(address)
+    parts = (part for some in plan.parts for part in some)
+    cluster.check_shared((uri for _, pairs in parts for pair in pairs for uri in pair[1:3] if uri), out)
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
-    blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for parts in plan.parts for name, pairs in parts]
+    blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
     limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(

@@ -107,6 +107,7 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster.connect(address)
+    cluster.check_shared((storage.join(dataset.uri, part.file) for part in dataset.parts("pairs")), out)
     gpus, cpus = cluster.total("GPU"), cluster.total("CPU")
     use_gpu = gpus >= settings.num_workers if settings.use_gpu is None else settings.use_gpu
     cpus_each = settings.cpus_per_worker or max(1.0, cpus // settings.num_workers if not use_gpu else 1.0)
