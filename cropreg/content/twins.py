@@ -1,0 +1,85 @@
+"""Twins: of two originals that both show a crop, from which one was it cut?  Asked of what differs between the two."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching import place as places
+from cropreg.matching.match import Match
+from cropreg.matching.picture import Picture
+from cropreg.matching.plane import Plane, band_pass, between, warped
+
+WINDOW_PX, WINDOWS_PER_SIDE = 128, 5  # of the crop: 400,000 pixels are enough
+BAND_PX = 25  # slower changes are tone and vignette
+LEAST_DIFFERENCE = 0.05  # grey levels; below this two files hold the same pixels
+SURE = 0.2, 1.0  # coefficients on either side that tell; +-0.5 is expected, less of a softened crop, more of a sharpened one
+SURE_ERRORS = 4.0  # standard errors from the middle
+LEAST_WINDOWS = 4
+
+
+def nearer(first: Picture, first_match: Match, second: Picture, second_match: Match, crop: Picture) -> int:
+    """-1 when the crop was clearly cut from ``first``, 1 when from ``second``, 0 when that cannot be told.
+
+    With a and b the two originals laid over the crop c, m their mean and d = b - a: c - m is -d/2 plus something that knows nothing of
+    d if c was cut from a, and +d/2 plus that if it was cut from b.  So the coefficient of d in a regression is -0.5 or +0.5, however large
+    the noise that both share.  What editors and small errors of the place do to m (tone, shift, turn, scale, sharpness) is fitted beside
+    it.
+    """
+    assert first_match.scale is not None and second_match.scale is not None
+    grid = Plane(crop.full()).resampled(min(first_match.scale, second_match.scale))
+    a, b = (_laid(p, m, crop, grid) for p, m in ((first, first_match), (second, second_match)))
+    c = grid.pixels.astype(np.float32)
+    windows = _windows(grid.size_wh)
+    estimates = [e for w in windows if (e := _coefficient(a[w], b[w], c[w]))]
+    if len(estimates) < min(LEAST_WINDOWS, len(windows)):
+        return 0
+    values, weights = np.array(estimates).T
+    mean = float(np.average(values, weights=weights))
+    spread = float(np.average((values - mean) ** 2, weights=weights))
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    error = float(np.sqrt(spread / max(effective - 1, 1)))
+    if not SURE[0] < abs(mean) < SURE[1] or abs(mean) < SURE_ERRORS * error:
+        return 0
+    return -1 if mean < 0 else 1
+
+
+def _laid(original: Picture, match: Match, crop: Picture, grid: Plane) -> NDArray[np.float32]:
+    """The original on a grid of the crop (h, w); not enlarged."""
+    assert match.box is not None and match.scale is not None
+    place = places.from_box(match.box, crop.size_wh, match.angle_deg or 0.0)
+    whole = Plane(original.full()).resampled(1 / match.scale)
+    return warped(whole, between(whole, grid, place), grid.size_wh)
+
+
+def _windows(size_wh: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of windows spread evenly over a plane."""
+    sides = []
+    for n in size_wh:
+        side = min(n, WINDOW_PX)
+        starts = np.linspace(0, n - side, max(1, min(WINDOWS_PER_SIDE, n // side)))
+        sides.append([slice(round(float(at)), round(float(at)) + side) for at in starts])
+    return [(rows, columns) for rows in sides[1] for columns in sides[0]]
+
+
+def _coefficient(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) -> tuple[float, float] | None:
+    """The coefficient of the difference in one window, and its weight: the energy of that difference which nothing else explains."""
+    mean = (a + b) / 2
+    middle = band_pass(mean, BAND_PX)
+    if float(middle.std()) < LEAST_DIFFERENCE:
+        return None
+    gx, gy = (cv2.Sobel(middle, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+    h, w = middle.shape
+    x, y = np.meshgrid(np.linspace(-1, 1, w, dtype=np.float32), np.linspace(-1, 1, h, dtype=np.float32))
+    sharp = [middle - band_pass(mean, n) for n in (3, 5, 11)]  # what a softer or sharper copy differs by
+    known = [np.ones_like(middle), middle, middle**2 / 64, gx, gy, x * gx, y * gx, x * gy, y * gy, *sharp]
+    design = np.stack([k[2:-2, 2:-2].ravel() for k in known], 1).astype(np.float64)  # (n, 12)
+    targets = np.stack([band_pass(p, BAND_PX)[2:-2, 2:-2].ravel() for p in (b - a, c)], 1).astype(np.float64)
+    solution = np.linalg.lstsq(design, targets, rcond=None)[0]
+    gain = float(design[:, 1] @ targets[:, 1]) / float(design[:, 1] @ design[:, 1])
+    difference, rest = (targets - design @ solution).T
+    energy = float(difference @ difference)
+    if energy < LEAST_DIFFERENCE**2 * len(difference) or gain <= 0.05:
+        return None
+    return float(difference @ rest) / energy / gain, energy
