@@ -2,7 +2,7 @@
 
     python benchmarks/by_content.py [--photos DIR ...] [--originals 500] [--crops 400] [--seed 1] [--out by_content.json] [--wrong DIR]
 
-Originals are tiles of the photographs, mirrored or not; without photographs they are drawn.  Three in ten are near-duplicates of another:
+Originals are tiles of the photographs, mirrored or not; without photographs they are drawn.  One in five is a near-duplicate of another:
 saved again, shifted by some pixels, toned, a neighbouring frame, or with a thing moved.  Crops are cut from any of them, resized by 0.15
 to 1.75, toned, turned by up to 3 degrees; one in ten from a picture that is not among the originals.  Times are of one thread.
 """
@@ -91,7 +91,7 @@ def twin(pixels: Pixels, kind: str, rng: np.random.Generator) -> Pixels:
 
 def make_originals(paths: list[Path], count: int, absent: int, rng: np.random.Generator) -> tuple[dict[str, Made], list[Made]]:
     """Originals by name, and pictures that are not among them."""
-    singles = round(count * 0.7)
+    singles = round(count * 0.8)
     chosen = bases(paths, singles + absent, rng)
     made: list[Made] = []
     for family in range(singles):

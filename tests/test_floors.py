@@ -42,6 +42,7 @@ PLACES = [
     Place("pairs", heavy=("pyarrow",)),
     Place("matching", heavy=CV),
     Place("labels", heavy=("cv2", "pyarrow")),
+    Place("content", heavy=CV),
     Place("isolation", heavy=CV),
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),

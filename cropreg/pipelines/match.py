@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ import ray.data
 import cropreg
 from cropreg import pairs as pairing
 from cropreg import storage
+from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
 from cropreg.errors import InputError, OutputError
 from cropreg.labels import Labelling, label_pairs
 from cropreg.logs import Progress
@@ -89,6 +91,10 @@ def run(
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
     existing = _existing(out, config, settings.overwrite)
+    if settings.by_content and not dry_run:
+        known = existing.pairs(KNOWN_COLUMNS).to_pylist() if existing and not settings.overwrite else []
+        spread = partial(cluster.spread, address=address, concurrency=settings.concurrency)
+        found = pair_by_content(found, known, spread, max_pixels=how.max_pixels, matcher=how.matcher)
     todo = _todo(found, existing, settings.overwrite)
     parts = cut_parts(todo, settings.pairs_per_part)
     num_unpaired = sum(p.original_uri is None or p.crop_uri is None for p in found)
