@@ -104,7 +104,7 @@ def run(
     if num_unpaired == len(found):
         raise InputError(
             f"no crop has an original: {len(found)} pictures and not one pair. "
-            f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by and --pairs."
+            f"First: {found[0].original_uri or found[0].crop_uri}: {found[0].reason}. See --pair-by, --pairs and --by-content."
         )
     kept = existing if not settings.overwrite else None
     removed = sorted(_all_ids(kept) - {pair.pair_id for pair in found}) if kept else []
