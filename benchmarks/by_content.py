@@ -48,7 +48,7 @@ def bases(paths: list[Path], count: int, rng: np.random.Generator) -> list[tuple
     choices: list[tuple[Path | None, int, bool]] = []
     for path in paths:
         w, h = Image.open(path).size
-        choices += [(path, tile, flip) for tile in range(4 if w * h > 7e6 else 1) for flip in (False, True)]
+        choices += [(path, tile, flip) for tile in range(9 if w * h > 5e6 else 1) for flip in (False, True)]
     if len(choices) < count:
         raise SystemExit(
             f"{len(paths)} photographs give {len(choices)} different pictures, and {count} are needed: name more folders"
@@ -64,8 +64,8 @@ def picture(base: tuple[Path | None, int, bool], rng: np.random.Generator) -> Pi
     with Image.open(path) as file:
         pixels = np.asarray(file.convert("RGB"))
     h, w = pixels.shape[:2]
-    if w * h > 7e6:
-        pixels = pixels[(tile // 2) * (h // 2) :, (tile % 2) * (w // 2) :][: h // 2, : w // 2]
+    if w * h > 5e6:
+        pixels = pixels[(tile // 3) * (h // 3) :, (tile % 3) * (w // 3) :][: h // 3, : w // 3]
     ratio = (SIZE_PX / pixels.shape[0] / pixels.shape[1]) ** 0.5
     pixels = cv2.resize(pixels, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LANCZOS4)
     noisy = pixels + rng.normal(0, 2.0 if ratio > 1 else 0.7, pixels.shape)
@@ -129,7 +129,9 @@ def make_crop(original: Made, change: str, rng: np.random.Generator) -> bytes:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of photographs of 0.4 megapixels or more")
+    arguments.add_argument(
+        "--photos", type=Path, nargs="*", default=[], help="folders; pictures of 0.4 megapixels or more are used"
+    )
     arguments.add_argument("--originals", type=int, default=500)
     arguments.add_argument("--crops", type=int, default=400)
     arguments.add_argument("--seed", type=int, default=1)

@@ -16,7 +16,8 @@ LEAST_LONG_SIDE_PX = 480  # smaller planes are enlarged: a feature's patch is 31
 ENLARGED_MOST = 4.0
 NUM_ORIGINAL, NUM_CROP = 500, 800  # those of a crop are forgotten at once, and it may show a small part only
 CELLS = 6  # per side: each has the same right to be described, or one tree takes all features and the rest cannot be found
-FAST_THRESHOLD = 7  # grey levels; soft pictures have no corners above ORB's own 20
+FAST_THRESHOLD = 7  # grey levels of the evened plane
+EVEN_PX, EVEN_LEAST, EVEN_STD = 41, 2.0, 40.0  # square whose contrast becomes EVEN_STD grey levels; EVEN_LEAST are added to its own
 XY_UNITS = 16  # per plane px, so that a coordinate fits 16 bits
 BYTES_PER_FEATURE = 32 + 4 + 1
 
@@ -68,10 +69,11 @@ def describe(picture: Picture, count: int = NUM_ORIGINAL) -> Description:
     zoom = min(max(1.0, LEAST_LONG_SIDE_PX / max(grey.shape)), ENLARGED_MOST)
     if zoom > 1:
         grey = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
+    grey = _evened(grey)
     orb = cv2.ORB_create(
         nfeatures=4 * count, scaleFactor=1.2, nlevels=9, edgeThreshold=16, patchSize=31, fastThreshold=FAST_THRESHOLD
     )
-    points, codes = orb.detectAndCompute(np.ascontiguousarray(grey), None)
+    points, codes = orb.detectAndCompute(grey, None)
     if codes is None:
         codes = np.zeros((0, 32), np.uint8)
     xy = np.array([p.pt for p in points], np.float64).reshape(-1, 2)  # (n, 2) enlarged plane px
@@ -83,6 +85,14 @@ def describe(picture: Picture, count: int = NUM_ORIGINAL) -> Description:
         np.round(turns).astype(np.int64).astype(np.uint8),  # 360 degrees wrap to 0
         plane.step / zoom,
     )
+
+
+def _evened(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same contrast everywhere (h, w): soft pictures have no corners otherwise, and dark parts of hard ones neither."""
+    rest = grey.astype(np.float32)
+    rest -= cv2.blur(rest, (EVEN_PX, EVEN_PX))
+    contrast = np.sqrt(cv2.blur(rest * rest, (EVEN_PX, EVEN_PX)))
+    return np.asarray(np.clip(rest * (EVEN_STD / (contrast + EVEN_LEAST)) + 128, 0, 255), np.uint8)
 
 
 def _spread(points: tuple[cv2.KeyPoint, ...], xy: NDArray[np.float64], size_wh: tuple[int, int], count: int) -> NDArray[np.int64]:

@@ -17,6 +17,10 @@ LEAST_DIFFERENCE = 0.05  # grey levels; below this two files hold the same pixel
 SURE = 0.1, 1.0  # coefficients on either side that tell: 0.5 is expected, less of a softened crop, more of a sharpened one
 SURE_ERRORS = 5.0  # standard errors from the middle, many windows given; of 447 right signs 16 lay nearer, and all 8 wrong ones
 LEAST_WINDOWS = 4
+LEAST_GAIN = 0.05  # of the crop's contrast over the mean's
+MOST_WEIGHT = 4.0  # of a window, times the median: one thing that moved must not decide alone
+LARGE_SHARE = 0.1  # energy of the difference over that of the mean above which the mean is no picture of either
+CLEAR_RATIO = 2.0  # unexplained energy over that of the other, in such a window
 
 
 def nearer(first: Picture, first_match: Match, second: Picture, second_match: Match, crop: Picture) -> int:
@@ -25,7 +29,7 @@ def nearer(first: Picture, first_match: Match, second: Picture, second_match: Ma
     With a and b the two originals laid over the crop c, m their mean and d = b - a: c - m is -d/2 plus something that knows nothing of
     d if c was cut from a, and +d/2 plus that if it was cut from b.  So the coefficient of d in a regression is -0.5 or +0.5, however large
     the noise that both share.  What editors and small errors of the place do to m (tone, shift, turn, scale, sharpness) is fitted beside
-    it.
+    it.  A window in which a and b are different pictures counts for the one that leaves less of c unexplained.
     """
     assert first_match.scale is not None and second_match.scale is not None
     grid = Plane(crop.full()).resampled(min(first_match.scale, second_match.scale))
@@ -36,6 +40,7 @@ def nearer(first: Picture, first_match: Match, second: Picture, second_match: Ma
     if len(estimates) < LEAST_WINDOWS:
         return 0
     values, weights = np.array(estimates).T
+    weights = np.minimum(weights, MOST_WEIGHT * np.median(weights))
     mean = float(np.average(values, weights=weights))
     spread = float(np.average((values - mean) ** 2, weights=weights))
     effective = float(weights.sum() ** 2 / (weights**2).sum())
@@ -75,27 +80,41 @@ def _windows(size_wh: tuple[int, int]) -> list[tuple[slice, slice]]:
 def _coefficient(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) -> tuple[float, float] | None:
     """The coefficient of the difference in one window, and its weight: the energy of that difference which nothing else explains."""
     mean = (a + b) / 2
-    middle = band_pass(mean, BAND_PX)
-    if float(middle.std()) < LEAST_DIFFERENCE:
+    own = _inner(band_pass(mean, BAND_PX))
+    crop, change = _inner(band_pass(c, BAND_PX)), _inner(band_pass(b - a, BAND_PX))
+    energy = float(change @ change)
+    if energy > LARGE_SHARE * float(own @ own):
+        rests = [_unexplained(p, crop[:, None])[:, 0] for p in (a, b)]
+        first, second = (float(r @ r) for r in rests)
+        value = -0.5 if second > CLEAR_RATIO * first else 0.5 if first > CLEAR_RATIO * second else 0.0
+        return value, energy
+    gain = float(own @ crop) / (float(own @ own) + 1e-9)
+    if energy < LEAST_DIFFERENCE**2 * len(change) or gain <= LEAST_GAIN:
         return None
+    difference, rest = _unexplained(mean, np.stack([change, crop], 1)).T
+    energy = float(difference @ difference)
+    if energy < LEAST_DIFFERENCE**2 * len(difference):
+        return None
+    return float(difference @ rest) / energy / gain, energy
+
+
+def _unexplained(picture: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is left of each target (n, k) beside a picture (h, w) that was moved, toned, vignetted, softened or sharpened a little."""
+    middle = band_pass(picture, BAND_PX)
     gx, gy = (cv2.Sobel(middle, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
     gxx, gxy, gyy = (cv2.Sobel(middle, cv2.CV_32F, *order) for order in ((2, 0), (1, 1), (0, 2)))
     h, w = middle.shape
     x, y = np.meshgrid(np.linspace(-1, 1, w, dtype=np.float32), np.linspace(-1, 1, h, dtype=np.float32))
     place = [gx, gy, x * gx, y * gx, x * gy, y * gy, gxx - gyy, gxy]
-    light = mean / 128 - 1
+    light = picture / 128 - 1
     tone = [band_pass(light**2, BAND_PX), band_pass(light**3, BAND_PX), x * middle, y * middle, (x * x + y * y) * middle]
-    sharp = [middle - band_pass(mean, n) for n in (3, 5, 11)]  # what a softer or sharper copy differs by
-    known = [middle, *place, *tone, *sharp]
-    design = np.stack([k[2:-2, 2:-2].ravel() for k in known], 1).astype(np.float64)  # (n, 17)
-    design = np.concatenate([design / (np.abs(design).max(0) + 1e-9), np.ones((len(design), 1))], 1)
-    targets = np.stack([band_pass(p, BAND_PX)[2:-2, 2:-2].ravel() for p in (b - a, c)], 1).astype(np.float64)
+    sharp = [middle - band_pass(picture, n) for n in (3, 5, 11)]
+    columns = [_inner(k) for k in (middle, *place, *tone, *sharp)]
+    design = np.stack([*(k / (np.abs(k).max() + 1e-9) for k in columns), np.ones_like(columns[0])], 1)  # (n, 18)
     ridge = np.eye(design.shape[1]) * (1e-9 * len(design))
-    solution = np.linalg.solve(design.T @ design + ridge, design.T @ targets)
-    own = middle[2:-2, 2:-2].ravel().astype(np.float64)
-    gain = float(own @ targets[:, 1]) / float(own @ own)
-    difference, rest = (targets - design @ solution).T
-    energy = float(difference @ difference)
-    if energy < LEAST_DIFFERENCE**2 * len(difference) or gain <= 0.05:
-        return None
-    return float(difference @ rest) / energy / gain, energy
+    return np.asarray(targets - design @ np.linalg.solve(design.T @ design + ridge, design.T @ targets))
+
+
+def _inner(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The pixels (n,) without the border, where derivatives know nothing."""
+    return pixels[2:-2, 2:-2].ravel().astype(np.float64)
