@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from cropreg import cli, pairs
 from cropreg.content.decide import NONE_ALIKE, Decision, decide
 from cropreg.content.describe import NUM_CROP, NUM_ORIGINAL, Description, describe
-from cropreg.content.index import SHORTLIST, Index
+from cropreg.content.index import SHORTLIST, Index, Likely
 from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
 from cropreg.matching.find import Picture
 from cropreg.matching.settings import MatcherSettings
+from cropreg.pipelines import cluster
 from cropreg.schema import FOUND, UNPAIRED, BoxDataset
 
 Pixels = NDArray[np.uint8]
@@ -128,6 +129,20 @@ def test_crop_of_a_file_that_is_there_twice_stays_alone_and_names_both(originals
     files = {"one": originals["original 2"], "two": originals["original 2"]}
     crop = jpeg(decoded(files["one"])[Y1:Y2, X1:X2])
     assert decision(crop, files) == Decision(None, "by content: one and two show it equally well")
+
+
+def test_crop_is_not_given_away_when_another_original_is_as_much_like_it_but_has_no_place(originals: dict[str, bytes]) -> None:
+    crop = Picture(jpeg(decoded(originals["original 2"])[Y1:Y2, X1:X2]), "crop")
+    likely = [Likely("original 2", 100, 200), Likely("original 5", 90, 200)]
+    result = decide(crop, likely, lambda name: Picture(originals[name], name), SETTINGS)
+    assert result == Decision(None, "by content: found in original 2, but original 5 looks as much like it")
+
+
+def test_original_that_cannot_be_read_is_passed_over(originals: dict[str, bytes]) -> None:
+    crop = Picture(jpeg(decoded(originals["original 2"])[Y1:Y2, X1:X2]), "crop")
+    files = originals | {"cut": originals["original 2"][:900]}
+    likely = [Likely("cut", 120, 220), Likely("original 2", 100, 200)]
+    assert decide(crop, likely, lambda name: Picture(files[name], name), SETTINGS) == Decision("original 2")
 
 
 def test_neighbouring_frame_is_not_taken(originals: dict[str, bytes]) -> None:
@@ -257,6 +272,17 @@ def test_crops_without_any_original_stay_as_they_are(tmp_path: Path) -> None:
     save(textured(1, 300, 200), tmp_path / "crops" / "a.png")
     found, here = by_content(tmp_path)
     assert [p.reason for p in found] == ["no original has this name"] and here.asked == []
+
+
+@pytest.mark.ray
+def test_spread_gives_the_results_in_the_order_of_the_items(ray_local: None) -> None:
+    def worded(item: str, shared: dict[str, int]) -> bytes:
+        return f"{item}{shared['more']}".encode()
+
+    items = [f"{i}-" for i in range(300, 0, -1)]
+    for concurrency in (None, 1):
+        results = cluster.spread(worded, items, {"more": 7}, title="test", unit="items", concurrency=concurrency)
+        assert results == [f"{item}7".encode() for item in items]
 
 
 @pytest.mark.ray

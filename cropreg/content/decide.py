@@ -15,6 +15,7 @@ from cropreg.matching.settings import MatcherSettings
 
 TRIED_BY_VOTES = 3  # likely originals without geometric support that are tried, nevertheless: tiny crops have few features
 STILL_LIKE = 0.2  # share of the best's agreeing features; below it an original is tried only when nothing was found
+AS_LIKE = 0.5  # share of the winner's agreeing features from which an original without any place for the crop casts doubt
 NONE_ALIKE = "by content: no original looks like it"
 
 
@@ -39,6 +40,7 @@ def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str
         the decision.  An original in which the crop has a place, but a doubtful one, must be beaten like any other, and never wins.
     """
     placed: list[_Placed] = []
+    placeless: list[Likely] = []
     for rank, candidate in enumerate(likely):
         if any(p.match.verdict == "found" for p in placed):
             if candidate.agreeing < max(LEAST_AGREEING, STILL_LIKE * max(p.agreeing for p in placed)):
@@ -52,11 +54,13 @@ def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str
             continue
         if match.box is not None:
             placed.append(_Placed(candidate.name, candidate.agreeing, original, match))
+        elif match.verdict != "unreadable" and candidate.agreeing >= LEAST_AGREEING:
+            placeless.append(candidate)
     if not likely:
         return Decision(None, NONE_ALIKE)
     if not placed:
         return Decision(None, f"by content: found in none of the originals most like it, the nearest {likely[0].name}")
-    return _best(crop, placed)
+    return _best(crop, placed, placeless)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ class _Placed:
     match: Match
 
 
-def _best(crop: Picture, placed: list[_Placed]) -> Decision:
-    """The place that clearly beats each of the others, if it is one that was found."""
+def _best(crop: Picture, placed: list[_Placed], placeless: list[Likely]) -> Decision:
+    """The place that clearly beats each of the others, if it is one that was found.
+
+    A near-duplicate that the matcher finds no place in cannot be compared: the crop may have been cut from it and edited much.
+    """
 
     def beats(one: _Placed, other: _Placed) -> bool:
         return nearer(one.picture, one.match, other.picture, other.match, crop) < 0
@@ -85,4 +92,7 @@ def _best(crop: Picture, placed: list[_Placed]) -> Decision:
         if other is not winner and not beats(winner, other):
             names = " and ".join(sorted((winner.name, other.name)))
             return Decision(None, f"by content: {names} show it equally well")
+    doubt = next((c.name for c in placeless if c.agreeing >= AS_LIKE * winner.agreeing), None)
+    if doubt is not None:
+        return Decision(None, f"by content: found in {winner.name}, but {doubt} looks as much like it")
     return Decision(winner.name)

@@ -87,7 +87,7 @@ def describe(picture: Picture, count: int = NUM_ORIGINAL) -> Description:
     )
 
 
-def _evened(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _evened(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     """The same contrast everywhere (h, w): soft pictures have no corners otherwise, and dark parts of hard ones neither."""
     rest = grey.astype(np.float32)
     rest -= cv2.blur(rest, (EVEN_PX, EVEN_PX))

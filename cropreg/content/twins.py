@@ -45,10 +45,8 @@ def nearer(first: Picture, first_match: Match, second: Picture, second_match: Ma
     spread = float(np.average((values - mean) ** 2, weights=weights))
     effective = float(weights.sum() ** 2 / (weights**2).sum())
     degrees = max(effective - 1, 1.0)
-    error = float(np.sqrt(spread / degrees))
-    if (
-        not SURE[0] < abs(mean) < SURE[1] or abs(mean) < SURE_ERRORS * (1 + 4 / degrees) * error
-    ):  # few windows do not know their error
+    error = float(np.sqrt(spread / degrees)) * (1 + 4 / degrees)  # few windows do not know their error
+    if not SURE[0] < abs(mean) < SURE[1] or abs(mean) < SURE_ERRORS * error:
         return 0
     return -1 if mean < 0 else 1
 
@@ -84,10 +82,10 @@ def _coefficient(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.f
     crop, change = _inner(band_pass(c, BAND_PX)), _inner(band_pass(b - a, BAND_PX))
     energy = float(change @ change)
     if energy > LARGE_SHARE * float(own @ own):
-        rests = [_unexplained(p, crop[:, None])[:, 0] for p in (a, b)]
-        first, second = (float(r @ r) for r in rests)
-        value = -0.5 if second > CLEAR_RATIO * first else 0.5 if first > CLEAR_RATIO * second else 0.0
-        return value, energy
+        rests = [_unexplained(p, crop[:, None]) for p in (a, b)]
+        first, second = (float((r * r).sum()) for r in rests)
+        if max(first, second) > CLEAR_RATIO * min(first, second):
+            return -0.5 if first < second else 0.5, energy
     gain = float(own @ crop) / (float(own @ own) + 1e-9)
     if energy < LEAST_DIFFERENCE**2 * len(change) or gain <= LEAST_GAIN:
         return None
@@ -98,7 +96,7 @@ def _coefficient(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.f
     return float(difference @ rest) / energy / gain, energy
 
 
-def _unexplained(picture: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unexplained(picture: NDArray[np.floating], targets: NDArray[np.float64]) -> NDArray[np.float64]:
     """What is left of each target (n, k) beside a picture (h, w) that was moved, toned, vignetted, softened or sharpened a little."""
     middle = band_pass(picture, BAND_PX)
     gx, gy = (cv2.Sobel(middle, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
@@ -115,6 +113,6 @@ def _unexplained(picture: NDArray[np.float32], targets: NDArray[np.float64]) -> 
     return np.asarray(targets - design @ np.linalg.solve(design.T @ design + ridge, design.T @ targets))
 
 
-def _inner(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+def _inner(pixels: NDArray[np.floating]) -> NDArray[np.float64]:
     """The pixels (n,) without the border, where derivatives know nothing."""
     return pixels[2:-2, 2:-2].ravel().astype(np.float64)
