@@ -21,8 +21,9 @@ from cropreg.content.index import SHORTLIST, Index, Likely
 from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
 from cropreg.matching.find import Picture
 from cropreg.matching.settings import MatcherSettings
-from cropreg.pipelines import cluster
+from cropreg.pipelines import cluster, match
 from cropreg.schema import FOUND, UNPAIRED, BoxDataset
+from cropreg.settings import MatchSettings
 
 Pixels = NDArray[np.uint8]
 SETTINGS = MatcherSettings()
@@ -184,6 +185,12 @@ def test_description_covers_the_whole_picture_when_one_part_is_sharper(originals
     assert np.mean(x < 300) > 0.15
 
 
+def test_picture_with_flat_parts_is_described(originals: dict[str, bytes]) -> None:
+    whole = textured(7, 900, 620)
+    whole[:, :400], whole[:200] = 0, 255
+    assert len(describe(Picture.of_pixels(whole, "a"))) > 100
+
+
 class Here:
     """Runs functions in this process, and counts the files it was asked about."""
 
@@ -272,6 +279,12 @@ def test_crops_without_any_original_stay_as_they_are(tmp_path: Path) -> None:
     save(textured(1, 300, 200), tmp_path / "crops" / "a.png")
     found, here = by_content(tmp_path)
     assert [p.reason for p in found] == ["no original has this name"] and here.asked == []
+
+
+def test_dry_run_counts_the_crops_that_would_be_looked_for_and_looks_at_none(folder: Path) -> None:
+    originals, crops = str(folder / "originals"), str(folder / "crops")
+    summary = match.run(originals, crops, out=str(folder / "boxes"), settings=MatchSettings(by_content=True), dry_run=True)
+    assert summary["crops_looked_for"] == 2 and summary["unpaired"] == 4
 
 
 @pytest.mark.ray

@@ -91,7 +91,7 @@ def _evened(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     """The same contrast everywhere (h, w): soft pictures have no corners otherwise, and dark parts of hard ones neither."""
     rest = grey.astype(np.float32)
     rest -= cv2.blur(rest, (EVEN_PX, EVEN_PX))
-    contrast = np.sqrt(cv2.blur(rest * rest, (EVEN_PX, EVEN_PX)))
+    contrast = np.sqrt(np.maximum(cv2.blur(rest * rest, (EVEN_PX, EVEN_PX)), 0))  # running sums end a little below 0
     return np.asarray(np.clip(rest * (EVEN_STD / (contrast + EVEN_LEAST)) + 128, 0, 255), np.uint8)
 
 

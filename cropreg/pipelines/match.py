@@ -100,7 +100,8 @@ def run(
     num_unpaired = sum(p.original_uri is None or p.crop_uri is None for p in found)
     summary: dict[str, Any] = {"verb": "match", "out": out, "pairs": len(found), "unpaired": num_unpaired, "computed": len(todo)}
     if dry_run:
-        return {**summary, "code": 0, "dry_run": True, "parts": len(parts)}
+        looked_for = sum(p.original_uri is None for p in found) if settings.by_content else 0
+        return {**summary, "code": 0, "dry_run": True, "parts": len(parts), "crops_looked_for": looked_for}
     if num_unpaired == len(found):
         raise InputError(
             f"no crop has an original: {len(found)} pictures and not one pair. "
