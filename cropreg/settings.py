@@ -32,6 +32,7 @@ class MatchSettings(Settings):
     """How ``cropreg match`` finds pairs and writes the box dataset."""
 
     pair_by: str | None = Field(None, description="regular expression whose group in a crop's name is the original's name")
+    by_content: bool = Field(False, description="look for the original of a crop that has none by name among all originals")
     split: str = Field("70/10/10/10", description="shares of train/val/calib/test in percent, by hash of the original")
     proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
     proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")

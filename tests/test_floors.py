@@ -45,6 +45,7 @@ PLACES = [
     Place("known"),
     Place("matching", heavy=CV),
     Place("labels", heavy=("cv2", "pyarrow")),
+    Place("content", heavy=CV),
     Place("isolation", heavy=CV),
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import posixpath
 import re
 import signal
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
+import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
@@ -21,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cropreg import errors, storage
 from cropreg.errors import ClusterError, CropregError, InputError, OutputError
+from cropreg.logs import Progress
 
 log = logging.getLogger(__name__)
 
@@ -161,3 +165,46 @@ def _look_from_every_node(nodes: list[dict[str, Any]], uris: list[str], probe: s
 def _unseen(uris: list[str], probe: str | None) -> list[str]:
     """Which files the node that runs this does not see."""
     return [uri for uri in (*uris, probe) if uri is not None and not storage.exists(uri)]
+
+
+def spread(
+    function: Callable[[str, Any], bytes],
+    items: Sequence[str],
+    shared: Any,
+    *,
+    title: str,
+    unit: str,
+    address: str | None = None,
+    concurrency: int | None = None,
+) -> list[bytes]:
+    """Calls ``function(item, shared)`` for every item, in blocks on the workers, and returns the results in the order of the items.
+
+    ``shared`` goes into the object store once.  Nothing is started when there are no items.
+    """
+    if not items:
+        return []
+    connect(address)
+    num_blocks = math.ceil(len(items) / min(max(len(items) // 64, 4), 100))
+    table = pa.table({"number": pa.array(range(len(items)), pa.int64()), "item": pa.array(items, pa.string())})
+    compute = ray.data.TaskPoolStrategy(size=concurrency) if concurrency else None
+    data = ray.data.from_arrow(table, override_num_blocks=num_blocks)
+    data = data.map_batches(
+        _spread_block,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"function": function, "shared": ray.put(shared)},
+        compute=compute,
+    )
+    results: list[bytes] = [b""] * len(items)
+    with faults_named(), Progress(title, len(items), unit) as progress:
+        for row in data.iter_rows():
+            results[row["number"]] = row["result"]
+            progress.advance()
+    return results
+
+
+def _spread_block(block: pa.Table, function: Callable[[str, Any], bytes], shared: ray.ObjectRef) -> pa.Table:
+    cv2.setNumThreads(1)  # Ray runs as many tasks as there are cores
+    common = ray.get(shared)
+    results = [function(item, common) for item in block["item"].to_pylist()]
+    return pa.table({"number": block["number"], "result": pa.array(results, pa.large_binary())})
