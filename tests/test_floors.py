@@ -48,6 +48,7 @@ PLACES = [
     Place("isolation", heavy=CV),
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),
+    Place("groups", heavy=("pyarrow",)),
     Place("augment"),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
