@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cropreg import faults, storage
 from cropreg.errors import UnreadableImage
 from cropreg.matching.find import Picture, find_in
+from cropreg.matching.likeness import perceptual_hash
 from cropreg.matching.match import Match
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pairs import Pair
@@ -101,13 +104,13 @@ def label_original(uri: str, members: Sequence[Pair], how: Labelling) -> Iterato
     """
     began_s = time.process_time()
     original: Picture | UnreadableImage
-    original_id = None
+    original_id = phash = None
     try:
         faults.trip("open", uri)
         data = _read(uri)
         original_id = hashlib.sha256(data).hexdigest()
         original = Picture(data, uri, max_pixels=how.max_pixels, with_proxy=True)
-        original.search_plane  # noqa: B018  decodes; the proxy wants it anyway
+        phash = perceptual_hash(np.asarray(original.search_plane.pixels, np.uint8))  # decodes; the proxy wants it anyway
     except UnreadableImage as error:
         original = error
     if original_id is not None:
@@ -115,6 +118,7 @@ def label_original(uri: str, members: Sequence[Pair], how: Labelling) -> Iterato
     proxy: Row | None = None
     for pair in members:
         row = _labelled(pair, original, original_id, how)
+        row["original_phash"] = phash
         row["elapsed_ms"] = (time.process_time() - began_s) * 1000
         if proxy is None and (pair is members[-1] or row["verdict"] != UNREADABLE):
             proxy = _proxy(original, original_id, how) if row["verdict"] != UNREADABLE else None

@@ -1,4 +1,4 @@
-"""The tables cropreg writes, and the files of a box dataset: parts, proxies and the manifest that makes them a dataset.
+"""The tables cropreg writes, and the files of a box dataset: parts, proxies, groups and the manifest that makes them a dataset.
 
 A part that no manifest lists does not exist.  Readers take the highest manifest, check each part against its checksum and read
 nothing else.  Where the newest of two rows about the same pair counts (a changed input), parts later in the manifest are newer.
@@ -68,8 +68,12 @@ PAIRS = _table_schema(
         ("reason", pa.string()),
         ("elapsed_ms", pa.float32()),
         ("stamp", pa.string()),  # size and modification time of both files when they were read
+        # What the original shows, to find near-duplicates.  A number and not its hex text: it is compared bit by bit, a million at a time.
+        ("original_phash", pa.uint64()),
     ]
 )
+# Originals whose group is not their own id, as other originals show nearly the same; stands above group and split of their pairs.
+GROUPS = _table_schema([("original_id", pa.string()), ("group", pa.string()), ("split", pa.string())])
 PROXIES = _table_schema([("original_id", pa.string()), ("proxy_w", pa.int32()), ("proxy_h", pa.int32()), ("jpeg", pa.binary())])
 PREDICTIONS = _table_schema(
     [
@@ -191,20 +195,27 @@ class BoxDataset:
         table = pa.concat_tables(tables).sort_by("pair_id")
         return table if columns is None else table.select(list(columns))
 
+    def groups(self) -> pa.Table:
+        """The groups table: originals that share their group with others."""
+        tables = [pq.read_table(pa.BufferReader(self.read_part(part)), schema=GROUPS) for part in self.parts("groups")]
+        return pa.concat_tables([GROUPS.empty_table(), *tables])
+
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same rows part by part, unsorted, so that a large dataset need not be in memory at once."""
+        columns = PAIRS.names if columns is None else list(columns)
+        groups = self.groups() if {"group", "split"} & {*columns} else GROUPS.empty_table()
+        read = [*dict.fromkeys(["pair_id", *columns, *(["original_id"] if groups.num_rows else [])])]
         parts = self.parts("pairs")
         newest = self._newest(parts)
         removed = pa.array(self.manifest.get("removed", []), pa.string())
         for part, mask in zip(parts, newest, strict=True):
-            table = pq.read_table(
-                pa.BufferReader(self.read_part(part)), columns=None if columns is None else [*dict.fromkeys(["pair_id", *columns])]
-            )
+            # The schema fills columns that an older part lacks with null.
+            table = pq.read_table(pa.BufferReader(self.read_part(part)), columns=read, schema=PAIRS)
             if mask is not None:
                 table = table.filter(pa.array(mask))
             if len(removed):
                 table = table.filter(pc.invert(pc.is_in(table["pair_id"], removed)))
-            yield table if columns is None else table.select(list(columns))
+            yield _with_groups(table, groups).select(columns)
 
     def _newest(self, parts: Sequence[Part]) -> list[NDArray[np.bool_] | None]:
         """Which rows of each part are the newest of their pair; None for all of them."""
@@ -229,6 +240,16 @@ class BoxDataset:
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise InputError(f"{uri}: the file is not the one the manifest lists (checksum). Restore it, or match again.")
         return data
+
+
+def _with_groups(table: pa.Table, groups: pa.Table) -> pa.Table:
+    """Rows of the pairs table, with the group and split that the groups table gives their original."""
+    if groups.num_rows:
+        at = pc.index_in(table["original_id"], groups["original_id"].combine_chunks())
+        for name in {"group", "split"} & {*table.column_names}:
+            value = pc.coalesce(groups[name].combine_chunks().take(at), table[name])
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), value)
+    return table
 
 
 def pair_keys(ids: Iterable[Any]) -> NDArray[np.uint64]:

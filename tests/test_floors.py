@@ -49,6 +49,7 @@ PLACES = [
     Place("isolation", heavy=CV),
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),
+    Place("groups", heavy=("pyarrow",)),
     Place("augment"),
     Place("strips", heavy=CV),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 import cropreg
-from cropreg import faults, isolation, storage
+from cropreg import faults, groups, isolation, storage
 from cropreg import pairs as pairing
 from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
 from cropreg.errors import InputError, OutputError
@@ -31,6 +32,7 @@ from cropreg.pairs import Pair
 from cropreg.pipelines import cluster
 from cropreg.schema import (
     FOUND,
+    GROUPS,
     PAIRS,
     UNPAIRED,
     VERDICTS,
@@ -97,7 +99,7 @@ def run(
     out = storage.absolute(out)
     shares = parse_shares(settings.split)
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
-    config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
+    config = {"split": shares, "groups": groups.RULE, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     summary: dict[str, Any] = {"verb": "match", "out": out}
     with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by) as found:
         storage.refuse_if_held(out)
@@ -295,6 +297,12 @@ def _commit(
     listed = [*kept, *(part for part in written if part not in kept)]
     if removed:
         log.info("removed=%d pairs whose files are no longer in the input", len(removed))
+    coming = BoxDataset(out, 0, {"parts": [asdict(part) for part in listed], "removed": removed})
+    if rows := groups.regrouped(coming, None if overwrite else existing, config["split"]):
+        data = parquet_bytes(rows, GROUPS)
+        file = f"groups/part-{hashlib.sha256(data).hexdigest()[:20]}.parquet"
+        storage.write_whole(storage.join(out, file), data)
+        listed.append(Part.of("groups", file, len(rows), data))
     faults.trip("commit", out)
     number = commit_manifest(
         out,
@@ -311,7 +319,7 @@ def _commit(
         )
     if existing and overwrite:
         keep = {part.file for part in listed}
-        for part in existing.parts("pairs") + existing.parts("proxies"):
+        for part in existing.parts("pairs") + existing.parts("proxies") + existing.parts("groups"):
             if part.file not in keep:
                 storage.remove(storage.join(out, part.file))
 
