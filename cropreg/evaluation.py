@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from cropreg import boxes, calibration
 from cropreg.checkpoint import Calibration
-from cropreg.metrics import Margins, skill, skill_interval, summarise
+from cropreg.metrics import Margins, edges_followed, skill, skill_interval, summarise
+
+_FOLLOWS = 0.3  # correlation below which an edge is not said to follow the picture
+_MIN_JUDGED = 10
 
 
 def evaluate(
@@ -44,12 +47,33 @@ def evaluate(
         "best_baseline": best,
         "skill": skill(float(model_iou.mean()), float(ious[best].mean())),
         "skill_ci": skill_interval(model_iou, ious[best], resamplings, rng) if resamplings else None,
+        "edges": edges_followed(predicted_norm, true_norm),
     }
     if how is not None and how.edge_factors is not None:
         low, high = np.moveaxis(calibration.intervals(predicted_norm, spread, how), -1, 0)
         inside = (true_norm >= low) & (true_norm <= high)
         result["intervals"] = {"promised": how.coverage, "held": float(inside.mean()), "width_mean": float((high - low).mean())}
     return result
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """What a model has learned, in a sentence or two: is it more than the average crop?"""
+    model, best = result["model"]["iou_mean"], result["best_baseline"]
+    constant, interval = result["baselines"][best]["iou_mean"], result["skill_ci"] or (result["skill"], result["skill"])
+    told = (
+        f"On {result['n']} pictures kept aside IoU {model:.3f}; the best constant ({best.replace('_', ' ')}) has {constant:.3f}: skill "
+        f"{result['skill']:.2f} (95% {interval[0]:.2f} to {interval[1]:.2f})."
+    )
+    correlations = result["edges"]["correlation"]
+    lame = [name for name, value in correlations.items() if value < _FOLLOWS]
+    if result["n"] < _MIN_JUDGED:
+        return f"{told} These are too few pictures to say more."
+    if interval[0] <= 0:
+        return f"{told} The model has only learned the average crop. Are the labels right (cropreg check)? More pairs or epochs may help."
+    if lame:
+        values = ", ".join(f"{name} {correlations[name]:.2f}" for name in lame)
+        return f"{told} Some edges hardly follow the picture (correlation with the truth: {values}): they are near their average."
+    return f"{told} Every edge follows the picture (lowest correlation with the truth {min(correlations.values()):.2f})."
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -59,6 +59,25 @@ def _best_constant(true_norm: NDArray[np.float64], starts: list[NDArray[np.float
     return best
 
 
+def edges_followed(predicted_norm: NDArray[np.float64], true_norm: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Whether each edge moves with the picture: correlation of predicted and true margins, and the ratio of their variances.
+
+    A constant has neither; a model that only leans towards the truth has a ratio well below 1.
+
+    Args:
+        predicted_norm, true_norm: (N, 4) boxes in shares of the picture.
+    """
+    predicted, true = boxes.to_margins(predicted_norm), boxes.to_margins(true_norm)
+    spread, wanted = predicted.std(axis=0), true.std(axis=0)
+    both = ((predicted - predicted.mean(axis=0)) * (true - true.mean(axis=0))).mean(axis=0)
+    correlation = np.where(spread * wanted > 1e-9, both / np.maximum(spread * wanted, 1e-9), 0.0)
+    ratio = (spread / np.maximum(wanted, 1e-9)) ** 2
+    return {
+        name: dict(zip(boxes.EDGES, map(float, values), strict=True))
+        for name, values in (("correlation", correlation), ("variance_ratio", ratio))
+    }
+
+
 def skill(iou_mean: float, best_baseline: float) -> float:
     """The share of what the best baseline leaves undone that the model does: (IoU - baseline) / (1 - baseline); 0 is no better.
 

@@ -30,8 +30,9 @@ from cropreg.training import EpochResult, Learner
 POLL_S = 1.0  # how often the driver looks how far the workers are
 PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 FAILED = "failed.json"  # where a worker leaves word of an error that would come again
+JUDGED = "calib.json"  # what training came to on the pictures that teach the model how sure it may be
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
-    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED),
+    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, JUDGED),
     *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
 )
 _State = Literal["new", "begun", "finished"]
@@ -98,7 +99,9 @@ def summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
     best = min(rows, key=lambda row: row["val_loss"])
     early = len(rows) < settings.max_epochs
     why = f"no better validation loss for {settings.patience} epochs (--patience)" if early else "all epochs done (--max-epochs)"
-    return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
+    summary = {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
+    judged = storage.join(out, JUDGED)
+    return {**summary, "learned": json.loads(storage.read_bytes(judged))["in_words"]} if storage.exists(judged) else summary
 
 
 def leave_word(out: str, error: CropregError) -> None:

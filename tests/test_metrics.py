@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cropreg import boxes, calibration
-from cropreg.evaluation import evaluate, table
-from cropreg.metrics import fit_baselines, skill, skill_interval, summarise
+from cropreg.evaluation import evaluate, in_words, table
+from cropreg.metrics import edges_followed, fit_baselines, skill, skill_interval, summarise
 
 
 def some_boxes(count: int, seed: int = 0, spread: float = 0.05) -> NDArray[np.float64]:
@@ -111,3 +111,31 @@ def test_a_few_good_pictures_first_do_not_hold_down_all_behind_them() -> None:
     how = calibration.fit(predicted, spread, true)
     assert calibration.confidence(spread, how).min() > 0.9, "59 of 60 are good"
     assert all(a > b for a, b in pairwise(how.confidence_values)) or len(how.confidence_values) == 1
+
+
+def test_an_edge_that_follows_the_truth_correlates_and_a_constant_does_not() -> None:
+    truth = some_boxes(200, 5)
+    near = truth + np.random.default_rng(0).normal(0, 0.005, truth.shape)
+    assert min(edges_followed(near, truth)["correlation"].values()) > 0.95
+    assert max(edges_followed(near, truth)["variance_ratio"].values()) == pytest.approx(1, abs=0.1)
+    constant = np.broadcast_to(truth.mean(axis=0), truth.shape)
+    assert set(edges_followed(constant, truth)["correlation"].values()) == {0.0}
+    shy = truth.mean(axis=0) + 0.5 * (truth - truth.mean(axis=0))
+    assert list(edges_followed(shy, truth)["variance_ratio"].values()) == pytest.approx([0.25] * 4)
+
+
+def test_words_tell_a_model_that_only_learned_the_average() -> None:
+    truth, rng = some_boxes(200, 5), np.random.default_rng(0)
+    baselines = fit_baselines(truth)
+
+    def told(predicted: NDArray[np.float64], rows: int = 200) -> str:
+        spread = np.full((rows, 4), 0.01)
+        return in_words(evaluate(predicted[:rows], spread, truth[:rows], baselines, None, resamplings=200, rng=rng))
+
+    average = np.broadcast_to(truth.mean(axis=0), truth.shape) + rng.normal(0, 0.002, truth.shape)
+    assert "only learned the average crop" in told(average)
+    assert "Every edge follows the picture" in told(truth + rng.normal(0, 0.005, truth.shape))
+    half = truth.copy()
+    half[:, 1] = truth[:, 1].mean() + rng.normal(0, 0.002, 200)
+    assert "top 0.0" in told(half) or "top -0." in told(half)
+    assert "too few pictures" in told(truth, rows=5)

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from typing import Any, cast
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from cropreg import calibration, checkpoint, report, runs, storage
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
+from cropreg.evaluation import evaluate, in_words
 from cropreg.loading import Loaders
 from cropreg.logs import Progress
 from cropreg.metrics import fit_baselines
@@ -250,3 +252,8 @@ def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: t
     predictions = Predictor(model, info, device).predict_all(pictures, settings.batch_size)
     learned = calibration.fit(predictions.boxes_norm, predictions.spread, data.labels.boxes_norm)
     checkpoint.save(best, model.cpu(), info.model_copy(update={"calibration": learned}))
+    if len(data):
+        rng = np.random.default_rng(settings.seed)
+        true = data.labels.boxes_norm
+        judged = evaluate(predictions.boxes_norm, predictions.spread, true, info.baselines, None, resamplings=1000, rng=rng)
+        storage.write_whole(storage.join(out, runs.JUDGED), json.dumps({**judged, "in_words": in_words(judged)}, indent=1).encode())

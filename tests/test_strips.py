@@ -1,0 +1,91 @@
+"""Strips along edges, and the refiner that reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import framed_print
+
+from cropreg.dataset import normalised_strips
+from cropreg.refiner import EdgeRefiner, refine_loss
+from cropreg.strips import ACROSS_PX, ALONG_PX, REACH, cut_strips, jittered, moved, offsets_between
+
+
+def box_of(picture: np.ndarray, box_px: tuple[int, int, int, int]) -> np.ndarray:
+    height, width = picture.shape[:2]
+    return np.array(box_px) / np.array([width, height, width, height])
+
+
+def test_an_edge_lies_in_the_middle_of_its_strip_with_the_inside_on_the_right() -> None:
+    picture = np.full((400, 600, 3), 255, np.uint8)
+    picture[100:300, 150:450] = 0
+    strips = cut_strips(picture, box_of(picture, (150, 100, 450, 300)))
+    assert strips.shape == (4, ALONG_PX, ACROSS_PX, 3)
+    for strip in strips[:, 2:-2]:  # at its ends a strip sees the corner
+        assert strip[:, : ACROSS_PX // 2 - 1].min() > 250
+        assert strip[:, ACROSS_PX // 2 + 1 :].max() < 5
+
+
+@pytest.mark.parametrize("edge", range(4))
+def test_a_step_in_a_strip_is_where_the_offset_says(edge: int) -> None:
+    picture = np.full((400, 600, 3), 255, np.uint8)
+    picture[100:300, 150:450] = 0
+    true = box_of(picture, (150, 100, 450, 300))
+    off = true.copy()
+    off[edge] += 0.03
+    offset = offsets_between(off, true)[edge]
+    dark = cut_strips(picture, off)[edge].mean(axis=(0, 2)) < 128
+    step = int(np.argmax(dark)) / ACROSS_PX * 2 - 1
+    assert step == pytest.approx(offset, abs=0.05)
+    assert moved(off, offsets_between(off, true)) == pytest.approx(true)
+
+
+def test_a_strip_beyond_the_picture_is_plain() -> None:
+    picture = np.zeros((100, 100, 3), np.uint8)
+    strips = cut_strips(picture, np.array([0.0, 0.0, 1.0, 1.0]))
+    assert (strips[:, :, 0] == 128).all()
+    assert (strips[:, :, -1] == 0).all()
+
+
+def test_chance_moves_every_edge_but_never_out_of_its_strip() -> None:
+    rng = np.random.default_rng(0)
+    true = np.array([0.2, 0.2, 0.8, 0.8])
+    boxes = np.array([jittered(true, rng) for _ in range(500)])
+    assert np.abs(boxes - true).max() < REACH
+    assert np.abs(boxes - true).std(axis=0).min() > REACH / 10
+
+
+def test_a_refiner_that_learned_nothing_leaves_edges_where_they_are() -> None:
+    mean, deviation = (lambda r: r.read(r(torch.randn(2, 4, 3, ALONG_PX, ACROSS_PX))))(EdgeRefiner().eval())
+    assert mean.abs().max() < 1e-6
+    assert deviation.min() > 0.5  # and says that it knows nothing
+
+
+def test_a_refiner_learns_where_edges_are() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    refiner = EdgeRefiner()
+    optimizer = torch.optim.AdamW(refiner.parameters(), 3e-3)
+
+    def batch(first_seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        strips, offsets = [], []
+        for seed in range(first_seed, first_seed + 8):
+            picture, box_px = framed_print(seed)
+            true = box_of(picture, box_px)
+            box = jittered(true, rng)
+            strips.append(cut_strips(picture, box))
+            offsets.append(offsets_between(box, true))
+        return normalised_strips(np.stack(strips)), torch.from_numpy(np.stack(offsets)).float()
+
+    for step in range(40):
+        strips, offsets = batch(8 * (step % 10))
+        optimizer.zero_grad()
+        refine_loss(refiner, refiner(strips), offsets).mean().backward()
+        optimizer.step()
+    refiner.eval()
+    strips, offsets = batch(900)
+    with torch.no_grad():
+        mean, deviation = refiner.read(refiner(strips))
+    assert (mean - offsets).abs().mean() < 0.5 * offsets.abs().mean()
+    assert deviation.mean() < 0.4
