@@ -62,6 +62,7 @@ def test_a_refiner_that_learned_nothing_leaves_edges_where_they_are() -> None:
     assert deviation.min() > 0.5  # and says that it knows nothing
 
 
+@pytest.mark.long
 def test_a_refiner_learns_where_edges_are() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
