@@ -20,6 +20,8 @@ from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
+from cropreg.pipelines import cluster
+
 ROOT = Path(__file__).parents[1]
 Config = dict[str, Any]
 
@@ -124,6 +126,29 @@ def test_cluster_runs_a_ray_that_the_package_allows_and_that_these_tests_have_re
     (pinned,) = ray_versions(config)
     assert pinned in wanted.specifier
     assert Version(pinned) <= Version(ray.__version__), "cluster.yaml is ahead of the Ray that runs these tests"
+
+
+@pytest.mark.parametrize(("nodes", "cpus", "looked"), [(1, 4.0, False), (1, 0.0, True), (2, 4.0, True)])
+def test_disk_is_looked_at_unless_the_only_node_runs_all_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, cpus: float, looked: bool
+) -> None:
+    asked: list[tuple[list[str], str | None]] = []
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True}] * nodes + [{"Alive": False}])
+    monkeypatch.setattr(cluster, "total", lambda _: cpus)
+    monkeypatch.setattr(cluster, "_look_from_every_node", lambda _, uris, probe: asked.append((uris, probe)))
+    for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = [f"{tmp_path}/{name}" for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg", "c/gone.jpg")]
+    cluster.check_shared([*files, "s3://b/a.jpg"], str(tmp_path))
+    assert bool(asked) is looked
+    if asked:
+        ((uris, probe),) = asked
+        assert uris == [files[0], files[2]], "one of each folder that this machine sees itself"
+        assert probe is not None and Path(probe).parent == tmp_path
+    assert not list(tmp_path.glob(".tmp-*"))
+    cluster.check_shared(["s3://b/a.jpg"], "s3://b/out")
+    assert len(asked) == looked, "an object store needs no look"
 
 
 def test_ray_accepts_runtime_env() -> None:

@@ -191,6 +191,7 @@ def test_interrupted_run_says_how_to_go_on_leaves_no_process_and_goes_on(
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was finished is not computed again"
 
 
+@pytest.mark.timeout(600)  # four starts of processes that import torch
 def test_whole_way_goes_over_several_nodes(folder: Path, cluster: Any, undisturbed: list[dict[str, Any]], tmp_path: Path) -> None:
     boxes, run_dir, cropped = str(folder / "undisturbed"), str(tmp_path / "run"), str(tmp_path / "cropped")
     training = ["--weights", "none", "--image-side", "64", "--max-epochs", "1", "--batch-size", "8", "--num-workers", "2"]

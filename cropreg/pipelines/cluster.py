@@ -11,6 +11,7 @@ import posixpath
 import re
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from cropreg.logs import Progress
 log = logging.getLogger(__name__)
 
 _FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
+_SEEN_WITHIN_S = 10  # a network disk may show a new file late
 
 
 def connect(address: str | None = None) -> None:
@@ -115,7 +117,7 @@ def check_shared(to_read: Iterable[str], to_write: str | None = None) -> None:
         InputError, OutputError: a node does not see a file; names the node, the file and the cure. ClusterError: a node did not answer.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(nodes) < 2 and total("CPU") > 0:  # a head alone that runs no tasks waits for machines that are still to come
         return
     folders: dict[str, str] = {}
     for uri in to_read:
@@ -157,14 +159,20 @@ def _look_from_every_node(nodes: list[dict[str, Any]], uris: list[str], probe: s
             uri = posixpath.dirname(unseen[0]) if kind is OutputError else unseen[0]
             raise kind(
                 f"{uri}: {name} does not see {'this folder' if kind is OutputError else 'this file'}, which lies on a disk of the machine "
-                f"that drives the run. On a cluster of {len(nodes)} nodes, use s3://, gs:// or abfs://, or a disk that all of them "
+                f"that drives the run. On a cluster of several nodes, use s3://, gs:// or abfs://, or a disk that all of them "
                 f"mount at the same place."
             )
 
 
 def _unseen(uris: list[str], probe: str | None) -> list[str]:
-    """Which files the node that runs this does not see."""
-    return [uri for uri in (*uris, probe) if uri is not None and not storage.exists(uri)]
+    """Which files the node that runs this does not see, a network disk's delay allowed for."""
+    unseen = [uri for uri in (*uris, probe) if uri is not None]
+    until = time.monotonic() + _SEEN_WITHIN_S
+    while unseen := [uri for uri in unseen if not storage.exists(uri)]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    return unseen
 
 
 def spread(
