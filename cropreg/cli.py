@@ -25,6 +25,7 @@ from cropreg.settings import (
     VERBS,
     DoorSettings,
     EvaluateSettings,
+    ExportSettings,
     MatchSettings,
     PredictSettings,
     Settings,
@@ -35,7 +36,7 @@ from cropreg.settings import (
 log = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, type[Settings]] = dict(
-    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings), strict=True)
+    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True)
 )
 _HELP = """Learns how a person crops, from the pairs of originals and crops they already have.
 
@@ -190,7 +191,7 @@ def predict(
     Parameters
     ----------
     run
-        Folder of the run whose best checkpoint crops.
+        Folder of the run whose best checkpoint crops, or a model file: an .onnx that cropreg export has written.
     images
         Folder of pictures; they are never touched.
     out
@@ -203,6 +204,32 @@ def predict(
         return pipeline.run(run, images, out=out, settings=settings, address=door.address, dry_run=door.dry_run)
 
     return _finish(work, door, out)
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    out: str | None = None,
+    settings: Annotated[ExportSettings, _Flat] = ExportSettings(),  # noqa: B008
+    door: Door = DoorSettings(),  # noqa: B008
+) -> int:
+    """Write the model as one file for other runtimes, and compare it with the run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run whose best checkpoint is exported.
+    out
+        The file; default: model.onnx in the run.
+    """
+
+    def work() -> dict[str, Any]:
+        from cropreg.pipelines import export as pipeline
+
+        return pipeline.run(run, out=out, settings=settings, dry_run=door.dry_run)
+
+    return _finish(work, door, None)
 
 
 @app.command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,13 +15,14 @@ from cropreg import boxes, calibration, checkpoint, storage
 from cropreg.augment import out_of_window
 from cropreg.boxes import from_margins
 from cropreg.checkpoint import CheckpointInfo
-from cropreg.dataset import cut_window, shrink
+from cropreg.dataset import cut_window, normalise, squash
 from cropreg.images import decode_reduced, read_header
 from cropreg.model import CropRegressor
 
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
-_LOOKS = (0.45, 0.75)
+LOOKS = (0.45, 0.75)
+Network = Callable[[torch.Tensor], NDArray[np.float64]]  # (N, 3, side, side) uint8 RGB, squashed, to (N, 4) margins
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Predictor:
         low_high = predictor.intervals(predictions)      # (1, 4, 2)
     """
 
-    def __init__(self, model: CropRegressor, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
-        self.info, self._device = info, torch.device(device)
-        self._model = model.eval().to(self._device).to(memory_format=torch.channels_last)
+    def __init__(self, model: CropRegressor | Network, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+        self.info = info
+        self._margins = _by_torch(model, torch.device(device)) if isinstance(model, torch.nn.Module) else model
 
     @classmethod
     def open(cls, run: str, device: torch.device | str = "cpu") -> Predictor:
@@ -65,7 +66,7 @@ class Predictor:
         whole = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
         first = self._look(pictures, whole)
         looks = [first]
-        for cut in _LOOKS:
+        for cut in LOOKS:
             windows = whole + (first - whole) * cut
             looks.append(self._look(pictures, windows))
         stacked = np.stack(looks)  # (looks, N, 4)
@@ -87,13 +88,11 @@ class Predictor:
         """(N,) probability that the crop is good; NaN when there were too few pairs to learn it."""
         return calibration.confidence(predictions.spread, self.info.calibration)
 
-    @torch.inference_mode()
     def _look(self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them."""
         side = self.info.architecture.image_side
         cut = [cut_window(pixels, window) for pixels, window in zip(pictures, windows, strict=True)]
-        images = torch.stack([shrink(view, side) for view, _ in cut]).to(self._device, memory_format=torch.channels_last)
-        margins = self._model(images).float().cpu().numpy().astype(np.float64)
+        margins = self._margins(torch.stack([squash(view, side) for view, _ in cut]))
         return _in_order(out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut])))
 
 
@@ -134,6 +133,17 @@ def read_small(data: bytes, name: str, max_pixels: int, long_px: int) -> SmallPi
         pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)
     window_px = np.array([x, y, x + factor * width, y + factor * height], np.float64)
     return SmallPicture(pixels, (header.width, header.height), window_px)
+
+
+def _by_torch(model: torch.nn.Module, device: torch.device) -> Network:
+    model = model.eval().to(device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def margins(pixels: torch.Tensor) -> NDArray[np.float64]:
+        images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        return np.asarray(model(images).float().cpu().numpy(), np.float64)
+
+    return margins
 
 
 def _in_order(boxes_norm: NDArray[np.float64]) -> NDArray[np.float64]:

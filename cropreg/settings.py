@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cropreg.errors import UsageError
 
-VERBS = ("match", "train", "evaluate", "predict")
+VERBS = ("match", "train", "evaluate", "predict", "export")
 ReadFrom = Literal["proxies", "originals"]
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
@@ -111,6 +111,13 @@ class PredictSettings(Settings):
     use_gpu: bool = Field(False, description="one GPU a task")
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
     overwrite: bool = Field(False, description="write again what is there")
+
+
+class ExportSettings(Settings):
+    """How ``cropreg export`` writes a model."""
+
+    format: Literal["onnx"] = Field("onnx", description="what the file is")
+    overwrite: bool = Field(False, description="replace a file that is there")
 
 
 class DoorSettings(Settings):

@@ -11,6 +11,7 @@ from cropreg.settings import (
     VERBS,
     DoorSettings,
     EvaluateSettings,
+    ExportSettings,
     MatchSettings,
     PredictSettings,
     Settings,
@@ -19,7 +20,7 @@ from cropreg.settings import (
     read_yaml,
 )
 
-MODELS = dict(zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings), strict=True))
+MODELS = dict(zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True))
 
 
 @pytest.fixture
@@ -55,12 +56,15 @@ def test_file_sets_nothing_when_it_says_nothing_of_the_verb(write, text):
 
 
 def test_one_file_serves_every_verb_when_each_has_its_section(write):
-    path = write("match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\n")
+    path = write(
+        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\nexport: {overwrite: true}\n"
+    )
     assert [read_yaml(path, verb, MODELS[verb]) for verb in VERBS] == [
         {"proxy_long_px": 256},
         {"seed": 3},
         {"seed": 4},
         {"quality": 90},
+        {"overwrite": True},
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -13,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, storage, writing
+from cropreg import checkpoint, export, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
@@ -33,6 +34,8 @@ def run(
     run_uri: str, images: str, *, out: str, settings: PredictSettings, address: str | None = None, dry_run: bool = False
 ) -> dict[str, Any]:
     """Crops every picture below ``images`` into ``out`` and writes ``predictions.parquet`` and ``.csv`` there.
+
+    ``run_uri`` is a run, a checkpoint, or an exported model file.
 
     What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
 
@@ -77,9 +80,13 @@ def run(
 
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
     """What decides the result: the weights, their calibration, and the settings that change crops."""
-    info = checkpoint.load_info(checkpoint.best_of(run_uri))
     fields = {"all", "min_confidence", "quality", "metadata"}
-    return fingerprint([info.sha256, info.calibration and info.calibration.model_dump(), settings.model_dump(include=fields)])
+    if export.is_onnx(run_uri):
+        model: list[Any] = [hashlib.sha256(export.read_onnx(run_uri)).hexdigest()]
+    else:
+        info = checkpoint.load_info(checkpoint.best_of(run_uri))
+        model = [info.sha256, info.calibration and info.calibration.model_dump()]
+    return fingerprint([*model, settings.model_dump(include=fields)])
 
 
 def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -138,7 +145,8 @@ def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, setti
     """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
     if model_id not in _open:
         _open.clear()
-        _open[model_id] = Predictor.open(run_uri, "cuda" if settings.use_gpu else "cpu")
+        opened = export.open_onnx if export.is_onnx(run_uri) else Predictor.open
+        _open[model_id] = opened(run_uri, "cuda" if settings.use_gpu else "cpu")
     items = batch.to_pylist()
     rows = crop_batch([(item["uri"], item["relative"]) for item in items], _open[model_id], out, settings)
     for row, item in zip(rows, items, strict=True):
