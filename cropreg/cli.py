@@ -87,7 +87,7 @@ def match(
     Parameters
     ----------
     originals
-        Folder of uncropped pictures.
+        Folder of uncropped pictures; with --import alone: what other programs say of their crops is read, nothing is matched.
     crops
         Folder of crops, paired with the originals by relative path.
     out

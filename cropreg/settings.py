@@ -30,6 +30,12 @@ class MatchSettings(Settings):
     """How ``cropreg match`` finds pairs and writes the box dataset."""
 
     pair_by: str | None = Field(None, description="regular expression whose group in a crop's name is the original's name")
+    import_: Literal["xmp", "pp3", "coco", "csv"] | None = Field(
+        None, description="take the crops from sidecars of other programs, or from a list, instead of matching"
+    )
+    import_from: str | None = Field(
+        None, description="with --import: folder of the sidecars, if not that of the originals; or the COCO or CSV file"
+    )
     split: str = Field("70/10/10/10", description="shares of train/val/calib/test in percent, by hash of the original")
     proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
     proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")
@@ -100,6 +106,7 @@ class PredictSettings(Settings):
     """How ``cropreg predict`` crops new pictures."""
 
     all: bool = Field(False, description="write the doubtful crops too")
+    export: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
     quality: int | None = Field(
         None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"

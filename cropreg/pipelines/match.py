@@ -19,7 +19,9 @@ import ray.data
 import cropreg
 from cropreg import pairs as pairing
 from cropreg import storage
-from cropreg.errors import InputError, OutputError
+from cropreg.errors import InputError, OutputError, UsageError
+from cropreg.interchange import reading
+from cropreg.interchange.reading import ImportedPair
 from cropreg.labels import Labelling, label_pairs
 from cropreg.logs import Progress
 from cropreg.matching.settings import MatcherSettings
@@ -87,7 +89,12 @@ def run(
     shares = parse_shares(settings.split)
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
-    found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
+    found: Sequence[Pair]
+    if settings.import_:
+        config = {"split": shares, "import": settings.import_, **asdict(how), "matcher": None}
+        found = _imported(originals, crops, pairs, settings)
+    else:
+        found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
     existing = _existing(out, config, settings.overwrite)
     todo = _todo(found, existing, settings.overwrite)
     parts = cut_parts(todo, settings.pairs_per_part)
@@ -109,6 +116,14 @@ def run(
         written = _build(parts, out, [config, again] if again else config, how, shares, settings, address) if parts else []
         _commit(out, written, existing, config, settings.overwrite, removed)
     return {**summary, **_report(BoxDataset.open(out), settings)}
+
+
+def _imported(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> list[ImportedPair]:
+    """The pairs of ``--import``: originals, and what another program says of their crops."""
+    if crops is not None or pairs is not None or settings.pair_by is not None:
+        raise UsageError("--import takes the crops from what other programs wrote: leave out CROPS, --pairs and --pair-by.")
+    assert settings.import_ is not None
+    return reading.find(settings.import_, originals, settings.import_from)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
@@ -201,7 +216,12 @@ def _build_part(row: dict[str, Any], out: str, how: Labelling, shares: tuple[flo
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
     pairs_uri, proxies_uri = storage.join(out, pairs_file), storage.join(out, proxies_file)
     if not storage.exists(pairs_uri):
-        rows, proxies = label_pairs([Pair(**pair) for pair in json.loads(row["pairs"])], how)
+        values = json.loads(row["pairs"])
+        if "kind" in values[0]:  # imported: there is nothing to match
+            limits = {"proxy_long_px": how.proxy_long_px, "proxy_quality": how.proxy_quality, "max_pixels": how.max_pixels}
+            rows, proxies = reading.label_imported([ImportedPair.of(pair) for pair in values], **limits)
+        else:
+            rows, proxies = label_pairs([Pair(**pair) for pair in values], how)
         for item in rows:
             item["split"] = split_of(item["group"], shares)
         if proxies:

@@ -18,9 +18,10 @@ from cropreg import checkpoint, export, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
+from cropreg.interchange import exports
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
-from cropreg.prediction import Predictor, read_small
+from cropreg.prediction import Predictor, SmallPicture, read_small
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry
@@ -46,6 +47,7 @@ def run(
     run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
+    formats = exports.parse_formats(settings.export)
     model_id = _model_id(run_uri, settings)
     entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
     if not entries:
@@ -67,6 +69,17 @@ def run(
         for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
             storage.remove(uri)
     _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    if formats:
+        names = {entry.uri: entry.relative for entry in entries}
+        summary["exports"] = exports.write(
+            formats,
+            {names[row["image_uri"]]: row for row in rows},
+            images,
+            out,
+            doubtful=settings.all,
+            overwrite=settings.overwrite,
+            max_pixels=settings.max_pixels,
+        )
     counts = Counter(str(row["verdict"]) for row in rows)
     summary |= {"code": 0, "counts": dict(counts), "top_reasons": top_reasons(row for row in rows if row["verdict"] == FAILED)}
     if counts[FAILED] / len(rows) > settings.max_bad_share:
@@ -178,7 +191,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
             box_px = small.to_original(predictions.boxes_norm[n])
             spread_norm = predictions.spread[n]
             limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
-            row = _row(items[i][0], small.size_wh, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
+            row = _row(items[i][0], small, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
@@ -187,7 +200,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
 
 def _row(
     uri: str,
-    size_wh: tuple[int, int],
+    small: SmallPicture,
     box: Box,
     limits_px: NDArray[np.float64],
     confidence: float,
@@ -195,7 +208,7 @@ def _row(
     unsure: str,
     settings: PredictSettings,
 ) -> dict[str, Any]:
-    whole = box.rounded(size_wh)
+    whole = box.rounded(small.size_wh)
     verdict, reason = ACCEPT, None
     if math.isnan(confidence):
         verdict, reason = REVIEW, unsure
@@ -208,8 +221,9 @@ def _row(
         )
     return {
         "image_uri": uri,
-        "width": size_wh[0],
-        "height": size_wh[1],
+        "width": small.size_wh[0],
+        "height": small.size_wh[1],
+        "orientation": small.orientation,
         **dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True)),
         "angle_deg": 0.0,
         "confidence": None if math.isnan(confidence) else confidence,
