@@ -46,10 +46,8 @@ class ImportedPair(Pair):
     @classmethod
     def of(cls, values: dict[str, Any]) -> ImportedPair:
         """The pair again whose fields were written as plain values."""
-        listed = values["listed"]
-        return cls(
-            **{**values, "listed": listed and Listed(**{**listed, "size_wh": listed["size_wh"] and tuple(listed["size_wh"])})}
-        )
+        listed = values["listed"] and Listed(**{k: tuple(v) if isinstance(v, list) else v for k, v in values["listed"].items()})
+        return cls(**{**values, "listed": listed})
 
 
 def find(kind: Kind, originals: str | None, place: str | None) -> list[ImportedPair]:
