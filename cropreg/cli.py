@@ -305,7 +305,9 @@ def _file(tokens: Sequence[str]) -> list[Dict]:
     if name is None or verb not in _SETTINGS:
         return []
     values = read_yaml(Path(name), verb, _SETTINGS[verb])
-    return [Dict({key.replace("_", "-"): value for key, value in values.items()}, use_commands_as_keys=False, source=name)]
+    return [
+        Dict({key.rstrip("_").replace("_", "-"): value for key, value in values.items()}, use_commands_as_keys=False, source=name)
+    ]
 
 
 def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | None) -> int:

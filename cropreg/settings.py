@@ -106,7 +106,7 @@ class PredictSettings(Settings):
     """How ``cropreg predict`` crops new pictures."""
 
     all: bool = Field(False, description="write the doubtful crops too")
-    export: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
+    export_: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
     quality: int | None = Field(
         None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"
@@ -179,14 +179,21 @@ def read_yaml(path: Path, verb: str, model: type[Settings]) -> dict[str, Any]:
                 raise UsageError(
                     f"{path}: {key!r} stands beside a verb but is none.{_meant(str(key), VERBS)} Put settings below a verb."
                 )
+            if not isinstance(values[key], dict | None):  # of any verb: export is one, and a setting of predict too
+                got = type(values[key]).__name__
+                raise UsageError(f"{path}: below {key!r} must stand settings as 'name: value', got {got}.")
         values = values.get(verb)
         if values is None:
             return {}
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}: below {verb!r} must stand settings as 'name: value', got {type(values).__name__}.")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {_field_name(str(key), model): value for key, value in values.items()}
     checked = check(named, model, str(path))
     return {name: getattr(checked, name) for name in named}
+
+
+def _field_name(key: str, model: type[Settings]) -> str:
+    """The field a key of a file means: spelt like a flag, and without the underscore behind a word that Python keeps for itself."""
+    name = key.replace("-", "_")
+    return f"{name}_" if name not in model.model_fields and f"{name}_" in model.model_fields else name
 
 
 def check(values: dict[str, Any], model: type[Settings], origin: str) -> Settings:

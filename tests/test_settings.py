@@ -50,6 +50,16 @@ def test_file_may_spell_settings_like_flags(write):
     assert read_yaml(write("batch-size: 64"), "train", TrainSettings) == {"batch_size": 64}
 
 
+@pytest.mark.parametrize("key", ["export", "export_"])
+def test_file_may_leave_out_the_underscore_behind_a_word(write, key):
+    assert read_yaml(write(f"predict: {{{key}: xmp}}"), "predict", PredictSettings) == {"export_": "xmp"}
+
+
+def test_setting_beside_the_verbs_that_is_called_like_one_is_refused(write):
+    expected = "below 'export' must stand settings as 'name: value', got str."
+    assert refusal(write("export: xmp"), "predict") == expected
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "train:\n", "match: {split: 100/0/0/0}\n"])
 def test_file_sets_nothing_when_it_says_nothing_of_the_verb(write, text):
     assert read_yaml(write(text), "train", TrainSettings) == {}

@@ -46,7 +46,10 @@ class ImportedPair(Pair):
     @classmethod
     def of(cls, values: dict[str, Any]) -> ImportedPair:
         """The pair again whose fields were written as plain values."""
-        listed = values["listed"] and Listed(**{k: tuple(v) if isinstance(v, list) else v for k, v in values["listed"].items()})
+        listed = values["listed"]
+        if listed is not None:
+            lists = {name: tuple(value) for name, value in listed.items() if isinstance(value, list)}  # JSON knows no tuples
+            listed = Listed(**(listed | lists))
         return cls(**{**values, "listed": listed})
 
 

@@ -47,7 +47,7 @@ def run(
     run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
-    formats = exports.parse_formats(settings.export)
+    formats = exports.parse_formats(settings.export_)
     model_id = _model_id(run_uri, settings)
     entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
     if not entries:
