@@ -60,6 +60,32 @@ class Box:
         return Box(x1, y1, max(min(round(self.x2), w), x1 + 1), max(min(round(self.y2), h), y1 + 1))
 
 
+def to_stored(box: Box, size_wh: tuple[float, float], orientation: int) -> Box:
+    """A box of an upright picture of ``size_wh``, in the frame as its file stores it, before the turn by the EXIF ``orientation``.
+
+    >>> to_stored(Box(10, 20, 30, 50), (100, 80), 6)
+    Box(x1=20, y1=70, x2=50, y2=90)
+    """
+    (x1, y1, x2, y2), (w, h) = box, size_wh
+    return Box(
+        *{
+            1: (x1, y1, x2, y2),
+            2: (w - x2, y1, w - x1, y2),
+            3: (w - x2, h - y2, w - x1, h - y1),
+            4: (x1, h - y2, x2, h - y1),
+            5: (y1, x1, y2, x2),
+            6: (y1, w - x2, y2, w - x1),
+            7: (h - y2, w - x2, h - y1, w - x1),
+            8: (h - y2, x1, h - y1, x2),
+        }[orientation]
+    )
+
+
+def from_stored(box: Box, stored_wh: tuple[float, float], orientation: int) -> Box:
+    """A box of the frame as stored, ``stored_wh``, in the upright picture: the inverse of :func:`to_stored`."""
+    return to_stored(box, stored_wh, {6: 8, 8: 6}.get(orientation, orientation))  # the other six undo themselves
+
+
 def to_margins(boxes_norm: ArrayLike) -> NDArray[np.float64]:
     """Turns boxes (..., 4) in shares of the picture into margins left, top, right, bottom (..., 4).
 

@@ -27,6 +27,7 @@ from cropreg.settings import (
     VERDICT_NAMES,
     DoorSettings,
     EvaluateSettings,
+    ExportSettings,
     MatchSettings,
     PredictSettings,
     Settings,
@@ -38,7 +39,7 @@ from cropreg.settings import (
 log = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, type[Settings]] = dict(
-    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings), strict=True)
+    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True)
 )
 _HELP = """Learns how a person crops, from the pairs of originals and crops they already have.
 
@@ -96,7 +97,7 @@ def match(
     Parameters
     ----------
     originals
-        Folder of uncropped pictures.
+        Folder of uncropped pictures; with --import alone: what other programs say of their crops is read, nothing is matched.
     crops
         Folder of crops, paired with the originals by relative path.
     out
@@ -200,7 +201,7 @@ def predict(
     Parameters
     ----------
     run
-        Folder of the run whose best checkpoint crops.
+        Folder of the run whose best checkpoint crops, or a model file: an .onnx that cropreg export has written.
     images
         Folder of pictures; they are never touched.
     out
@@ -247,6 +248,32 @@ def submit(
         return pipeline.run(
             verb, arguments, paths=paths, config=config, settings=settings, address=door.address, dry_run=door.dry_run
         )
+
+    return _finish(work, door, None)
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    out: str | None = None,
+    settings: Annotated[ExportSettings, _Flat] = ExportSettings(),  # noqa: B008
+    door: Door = DoorSettings(),  # noqa: B008
+) -> int:
+    """Write the model as one file for other runtimes, and compare it with the run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run whose best checkpoint is exported.
+    out
+        The file; default: model.onnx in the run.
+    """
+
+    def work() -> dict[str, Any]:
+        from cropreg.pipelines import export as pipeline
+
+        return pipeline.run(run, out=out, settings=settings, dry_run=door.dry_run)
 
     return _finish(work, door, None)
 
@@ -369,7 +396,9 @@ def _file(tokens: Sequence[str]) -> list[Dict]:
     if name is None or verb not in _SETTINGS:
         return []
     values = read_yaml(Path(name), verb, _SETTINGS[verb])
-    return [Dict({key.replace("_", "-"): value for key, value in values.items()}, use_commands_as_keys=False, source=name)]
+    return [
+        Dict({key.rstrip("_").replace("_", "-"): value for key, value in values.items()}, use_commands_as_keys=False, source=name)
+    ]
 
 
 def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | None) -> int:

@@ -227,10 +227,14 @@ def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> t
     return pixels[y1:y2, x1:x2], boxes.normalise([x1, y1, x2, y2], (width, height))
 
 
-def shrink(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:
-    """A picture (H, W, 3) as the model sees it: float32 (3, side, side), squashed, normalised; what the dataset does unaugmented."""
-    small = v2.functional.resize(_tensor(pixels), [side, side], antialias=True)
-    return v2.functional.normalize(small.float() / 255, list(MEAN), list(STD))
+def squash(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:
+    """A picture (H, W, 3) squashed to a square: uint8 (3, side, side)."""
+    return v2.functional.resize(_tensor(pixels), [side, side], antialias=True)
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Squashed pictures (..., 3, side, side) uint8 as the model sees them: float32; what the dataset does unaugmented."""
+    return v2.functional.normalize(pixels.float() / 255, list(MEAN), list(STD))
 
 
 def normalised_strips(strips: NDArray[np.uint8]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,15 +15,29 @@ from cropreg import boxes, calibration, checkpoint, storage
 from cropreg.augment import out_of_window
 from cropreg.boxes import from_margins
 from cropreg.checkpoint import CheckpointInfo
-from cropreg.dataset import cut_window, normalised_strips, shrink
+from cropreg.dataset import cut_window, normalise, normalised_strips, squash
 from cropreg.images import decode_reduced, read_header
 from cropreg.model import CropRegressor
 from cropreg.strips import REACH, cut_strips, moved
 
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
-_LOOKS = (0.45, 0.75)
+LOOKS = (0.45, 0.75)
 _DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a model computes, whatever runs it.
+
+    Attributes:
+        margins: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4).
+        edges: strips (N, 4, ALONG_PX, ACROSS_PX, 3) uint8 to how far inward each edge lies and how unsure that is, two (N, 4) in shares
+            of the reach; None for a model without a second look.
+    """
+
+    margins: Callable[[torch.Tensor], NDArray[np.float64]]
+    edges: Callable[[NDArray[np.uint8]], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,9 @@ class Predictor:
         low_high = predictor.intervals(predictions)      # (1, 4, 2)
     """
 
-    def __init__(self, model: CropRegressor, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
-        self.info, self._device = info, torch.device(device)
-        self._model = model.eval().to(self._device).to(memory_format=torch.channels_last)
+    def __init__(self, model: CropRegressor | Network, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+        self.info = info
+        self._network = _by_torch(model, torch.device(device)) if isinstance(model, torch.nn.Module) else model
 
     @classmethod
     def open(cls, run: str, device: torch.device | str = "cpu") -> Predictor:
@@ -68,22 +82,20 @@ class Predictor:
         whole = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
         first = self._look(pictures, whole)
         looks = [first]
-        for cut in _LOOKS:
+        for cut in LOOKS:
             windows = whole + (first - whole) * cut
             looks.append(self._look(pictures, windows))
         stacked = np.stack(looks)  # (looks, N, 4)
         found, spread = _in_order(stacked.mean(axis=0)), stacked.std(axis=0)
-        return Predictions(found, spread) if self._model.refiner is None else self._refined(pictures, found)
+        return Predictions(found, spread) if self._network.edges is None else self._refined(pictures, found)
 
-    @torch.inference_mode()
     def _refined(self, pictures: Sequence[NDArray[np.uint8]], found: NDArray[np.float64]) -> Predictions:
         """Looks along the edges of boxes (N, 4), and again along those it finds there: an edge far off comes into the middle so."""
-        assert self._model.refiner is not None
+        assert self._network.edges is not None
         box = found
         for _ in range(2):
             strips = np.stack([cut_strips(pixels, edges) for pixels, edges in zip(pictures, box, strict=True)])
-            logits = self._model.refiner(normalised_strips(strips).to(self._device))
-            inward, unsure = (values.float().cpu().numpy().astype(np.float64) for values in self._model.refiner.read(logits))
+            inward, unsure = self._network.edges(strips)
             box = _in_order(np.clip(moved(box, inward), 0, 1))
         return Predictions(box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found)))
 
@@ -103,13 +115,11 @@ class Predictor:
         """(N,) probability that the crop is good; NaN when there were too few pairs to learn it."""
         return calibration.confidence(predictions.spread, self.info.calibration)
 
-    @torch.inference_mode()
     def _look(self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them."""
         side = self.info.architecture.image_side
         cut = [cut_window(pixels, window) for pixels, window in zip(pictures, windows, strict=True)]
-        images = torch.stack([shrink(view, side) for view, _ in cut]).to(self._device, memory_format=torch.channels_last)
-        margins = self._model(images).float().cpu().numpy().astype(np.float64)
+        margins = self._network.margins(torch.stack([squash(view, side) for view, _ in cut]))
         return _in_order(out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut])))
 
 
@@ -120,11 +130,13 @@ class SmallPicture:
     Attributes:
         pixels: (H, W, 3) uint8 RGB, upright.
         size_wh: of the original, upright px.
+        orientation: EXIF value of the original's file.
         window_px: (4,) what of the original the small pixels show: a decoder that shrinks leaves out a rest of some px at two sides.
     """
 
     pixels: NDArray[np.uint8]
     size_wh: tuple[int, int]
+    orientation: int
     window_px: NDArray[np.float64]
 
     def to_original(self, box_norm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,7 +161,24 @@ def read_small(data: bytes, name: str, max_pixels: int, long_px: int) -> SmallPi
         size_wh = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)
     window_px = np.array([x, y, x + factor * width, y + factor * height], np.float64)
-    return SmallPicture(pixels, (header.width, header.height), window_px)
+    return SmallPicture(pixels, (header.width, header.height), header.orientation, window_px)
+
+
+def _by_torch(model: CropRegressor, device: torch.device) -> Network:
+    model = model.eval().to(device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def margins(pixels: torch.Tensor) -> NDArray[np.float64]:
+        images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        return np.asarray(model(images).float().cpu().numpy(), np.float64)
+
+    @torch.inference_mode()
+    def edges(strips: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        assert model.refiner is not None
+        mean, deviation = model.refiner.read(model.refiner(normalised_strips(strips).to(device)).float())
+        return mean.cpu().numpy().astype(np.float64), deviation.cpu().numpy().astype(np.float64)
+
+    return Network(margins, edges if model.refiner is not None else None)
 
 
 def _in_order(boxes_norm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -80,6 +80,7 @@ PREDICTIONS = _table_schema(
         ("image_uri", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("orientation", pa.int8()),
         ("x1", pa.float64()),
         ("y1", pa.float64()),
         ("x2", pa.float64()),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cropreg.errors import UsageError
 
-VERBS = ("match", "train", "evaluate", "predict")
+VERBS = ("match", "train", "evaluate", "predict", "export")
 VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
 DEFAULT_RETRY = "unreadable,crashed"
 ReadFrom = Literal["proxies", "originals"]
@@ -33,6 +33,12 @@ class MatchSettings(Settings):
 
     pair_by: str | None = Field(None, description="regular expression whose group in a crop's name is the original's name")
     by_content: bool = Field(False, description="look for the original of a crop that has none by name among all originals")
+    import_: Literal["xmp", "pp3", "coco", "csv"] | None = Field(
+        None, description="take the crops from sidecars of other programs, or from a list, instead of matching"
+    )
+    import_from: str | None = Field(
+        None, description="with --import: folder of the sidecars, if not that of the originals; or the COCO or CSV file"
+    )
     split: str = Field("70/10/10/10", description="shares of train/val/calib/test in percent, by hash of the original")
     proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
     proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")
@@ -121,6 +127,7 @@ class PredictSettings(Settings):
     """How ``cropreg predict`` crops new pictures."""
 
     all: bool = Field(False, description="write the doubtful crops too")
+    export_: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
     quality: int | None = Field(
         None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"
@@ -148,6 +155,13 @@ class SubmitSettings(Settings):
     )
     submission_id: str | None = Field(None, min_length=1, description="name of the job; default: one that is made up")
     no_wait: bool = Field(False, description="end when the job is accepted, instead of following it")
+
+
+class ExportSettings(Settings):
+    """How ``cropreg export`` writes a model."""
+
+    format: Literal["onnx"] = Field("onnx", description="what the file is")
+    overwrite: bool = Field(False, description="replace a file that is there")
 
 
 class DoorSettings(Settings):
@@ -202,14 +216,21 @@ def read_yaml(path: Path, verb: str, model: type[Settings]) -> dict[str, Any]:
                 raise UsageError(
                     f"{path}: {key!r} stands beside a verb but is none.{_meant(str(key), VERBS)} Put settings below a verb."
                 )
+            if not isinstance(values[key], dict | None):  # of any verb: export is one, and a setting of predict too
+                got = type(values[key]).__name__
+                raise UsageError(f"{path}: below {key!r} must stand settings as 'name: value', got {got}.")
         values = values.get(verb)
         if values is None:
             return {}
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}: below {verb!r} must stand settings as 'name: value', got {type(values).__name__}.")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {_field_name(str(key), model): value for key, value in values.items()}
     checked = check(named, model, str(path))
     return {name: getattr(checked, name) for name in named}
+
+
+def _field_name(key: str, model: type[Settings]) -> str:
+    """The field a key of a file means: spelt like a flag, and without the underscore behind a word that Python keeps for itself."""
+    name = key.replace("-", "_")
+    return f"{name}_" if name not in model.model_fields and f"{name}_" in model.model_fields else name
 
 
 def check(values: dict[str, Any], model: type[Settings], origin: str) -> Settings:

@@ -51,6 +51,13 @@ def test_flag_alone_needs_no_file(seen: dict[str, Any], tmp_path: Path) -> None:
     assert seen["settings"].from_ == "originals" and seen["settings"].use_gpu is False and seen["address"] == "ray://x"
 
 
+def test_setting_with_the_name_of_a_python_word_comes_from_a_file(seen: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {from: originals}")
+    assert cli.run(["train", "boxes", "--out", str(tmp_path / "run"), "--config", str(file)]) == 0
+    assert seen["settings"].from_ == "originals"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,7 +11,7 @@ import torch
 from conftest import framed_print
 
 from cropreg.augment import into_window, out_of_window, reframed_window
-from cropreg.dataset import CropDataset, Proxies, cut_window, read_labels, shrink
+from cropreg.dataset import CropDataset, Proxies, cut_window, normalise, read_labels, squash
 from cropreg.errors import InputError
 from cropreg.schema import BoxDataset
 
@@ -114,4 +114,4 @@ def test_cut_window_says_exactly_what_it_cut() -> None:
 
 def test_shrink_is_what_the_dataset_does_without_augmentation(made_boxes: Path) -> None:
     data = CropDataset(BoxDataset.open(str(made_boxes)), "val", 64)
-    assert float((shrink(data.picture(0), 64) - data[0][0]).abs().max()) < 0.02  # rounding to 8 bit
+    assert float((normalise(squash(data.picture(0), 64)) - data[0][0]).abs().max()) < 0.02  # rounding to 8 bit

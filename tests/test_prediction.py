@@ -17,6 +17,7 @@ from cropreg import calibration
 from cropreg.boxes import Box
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
+from cropreg.interchange import xmp
 from cropreg.model import Architecture
 from cropreg.pipelines import predict
 from cropreg.pipelines.predict import crop_batch
@@ -95,7 +96,7 @@ def test_box_is_in_pixels_of_the_upright_original(predictor: Predictor, kind: st
     buffer = io.BytesIO()
     stored.save(buffer, kind, exif=exif)
     small = read_small(buffer.getvalue(), "a", 10**8, 512)
-    assert small.size_wh == (width, height) and max(small.pixels.shape) == 512
+    assert (small.size_wh, small.orientation) == ((width, height), orientation) and max(small.pixels.shape) == 512
     box = small.to_original(predictor.predict([small.pixels]).boxes_norm[0])
     assert np.abs(box - [x1, y1, x2, y2]).max() < 1531 / 256 * 1.5
 
@@ -263,6 +264,27 @@ def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: M
     monkeypatch.setattr(predict, "_write_crop", only_even)
     made.run(overwrite=True)
     assert sorted(p.name for p in made.out.iterdir() if p.suffix == ".png") == ["0.png", "2.png"]
+
+
+def test_exports_of_what_is_finished_compute_nothing(made: Made) -> None:
+    made.run()
+    names = ["predictions.csv", "predictions.parquet", *(f"{i}.png" for i in range(4))]
+    assert sorted(p.name for p in made.out.iterdir()) == sorted(names)
+    summary = made.run(export_="csv,coco,label-studio,xmp,pp3,hf")
+    assert summary["computed"] == 0
+    assert summary["exports"] == dict.fromkeys(("csv", "coco", "label-studio", "xmp", "pp3", "hf"), 4)
+    names += ["coco.json", "label-studio.json", "hf", *(f"{i}{end}" for i in range(4) for end in (".xmp", ".png.pp3"))]
+    assert sorted(p.name for p in made.out.iterdir()) == sorted(names)
+    rows = read_predictions(str(made.out / "predictions.parquet"))
+    for row in rows:
+        box, _ = xmp.read((made.out / f"{Path(row['image_uri']).stem}.xmp").read_bytes(), (240, 180), row["orientation"], "a")
+        assert np.abs(np.array([*box]) - [row[k] for k in ("x1", "y1", "x2", "y2")]).max() < 1e-4
+
+
+def test_unknown_export_is_refused_before_anything_is_computed(made: Made) -> None:
+    with pytest.raises(UsageError, match="'yolo' is no format"):
+        made.run(export_="yolo")
+    assert not made.out.exists()
 
 
 def test_run_in_which_too_much_failed_ends_with_6(made: Made) -> None:

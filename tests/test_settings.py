@@ -11,6 +11,7 @@ from cropreg.settings import (
     VERBS,
     DoorSettings,
     EvaluateSettings,
+    ExportSettings,
     MatchSettings,
     PredictSettings,
     Settings,
@@ -19,7 +20,7 @@ from cropreg.settings import (
     read_yaml,
 )
 
-MODELS = dict(zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings), strict=True))
+MODELS = dict(zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True))
 
 
 @pytest.fixture
@@ -49,18 +50,31 @@ def test_file_may_spell_settings_like_flags(write):
     assert read_yaml(write("batch-size: 64"), "train", TrainSettings) == {"batch_size": 64}
 
 
+@pytest.mark.parametrize("key", ["export", "export_"])
+def test_file_may_leave_out_the_underscore_behind_a_word(write, key):
+    assert read_yaml(write(f"predict: {{{key}: xmp}}"), "predict", PredictSettings) == {"export_": "xmp"}
+
+
+def test_setting_beside_the_verbs_that_is_called_like_one_is_refused(write):
+    expected = "below 'export' must stand settings as 'name: value', got str."
+    assert refusal(write("export: xmp"), "predict") == expected
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "train:\n", "match: {split: 100/0/0/0}\n"])
 def test_file_sets_nothing_when_it_says_nothing_of_the_verb(write, text):
     assert read_yaml(write(text), "train", TrainSettings) == {}
 
 
 def test_one_file_serves_every_verb_when_each_has_its_section(write):
-    path = write("match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\n")
+    path = write(
+        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\nexport: {overwrite: true}\n"
+    )
     assert [read_yaml(path, verb, MODELS[verb]) for verb in VERBS] == [
         {"proxy_long_px": 256},
         {"seed": 3},
         {"seed": 4},
         {"quality": 90},
+        {"overwrite": True},
     ]
 
 

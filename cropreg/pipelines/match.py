@@ -23,7 +23,9 @@ import cropreg
 from cropreg import faults, groups, isolation, storage
 from cropreg import pairs as pairing
 from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
-from cropreg.errors import InputError, OutputError
+from cropreg.errors import InputError, OutputError, UsageError
+from cropreg.interchange import reading
+from cropreg.interchange.reading import ImportedPair
 from cropreg.known import Known
 from cropreg.labels import Labelling, Row
 from cropreg.logs import Progress
@@ -101,7 +103,9 @@ def run(
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, "groups": groups.RULE, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     summary: dict[str, Any] = {"verb": "match", "out": out}
-    with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by) as found:
+    if settings.import_:
+        config |= {"import": settings.import_, "matcher": None}
+    with _listed(originals, crops, pairs, settings) as found:
         storage.refuse_if_held(out)
         existing = _existing(out, config, settings.overwrite)
         if dry_run:
@@ -126,7 +130,7 @@ def run(
 
 
 def _by_content(
-    found: pairing.Streamed, existing: BoxDataset | None, how: Labelling, settings: MatchSettings, address: str | None
+    found: Iterable[list[Pair]], existing: BoxDataset | None, how: Labelling, settings: MatchSettings, address: str | None
 ) -> Iterable[list[Pair]]:
     """The pairs, as they are or with an original for every crop that was alone and could be found in one."""
     if not settings.by_content:
@@ -182,9 +186,27 @@ def _planned(
             identity = fingerprint([config, again] if again else config)
             for part in cut_parts(todo, settings.pairs_per_part):
                 name = fingerprint([identity, sorted([p.pair_id, p.stamp] for p in part)])
-                parts.add(name, (name, [(p.pair_id, p.original_uri, p.crop_uri, p.stamp, p.reason) for p in part]))
+                parts.add(name, (name, [asdict(p) for p in part]))
         figures = {"pairs": num_pairs, "unpaired": num_alone, "computed": num_todo}
         yield _Plan(figures, num_pairs - num_alone, num_crops_alone, first_alone, known.counts(), known.removed(), parts)
+
+
+@contextlib.contextmanager
+def _listed(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> Iterator[Iterable[list[Pair]]]:
+    """The pairs of folders, of a table, or of what other programs wrote; may be gone through again."""
+    if settings.import_:
+        yield [list(_imported(originals, crops, pairs, settings))]
+    else:
+        with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by) as found:
+            yield found
+
+
+def _imported(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> list[ImportedPair]:
+    """The pairs of ``--import``: originals, and what another program says of their crops."""
+    if crops is not None or pairs is not None or settings.pair_by is not None:
+        raise UsageError("--import takes the crops from what other programs wrote: leave out CROPS, --pairs and --pair-by.")
+    assert settings.import_ is not None
+    return reading.find(settings.import_, originals, settings.import_from)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
@@ -238,7 +260,9 @@ def _build(
     """
     cluster.connect(address)
     parts = (part for some in plan.parts for part in some)
-    cluster.check_shared((uri for _, pairs in parts for pair in pairs for uri in pair[1:3] if uri), out)
+    cluster.check_shared(
+        (uri for _, pairs in parts for pair in pairs for uri in (pair["original_uri"], pair["crop_uri"]) if uri), out
+    )
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
     blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
     limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
@@ -267,7 +291,12 @@ def _build_part(
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
     pairs_uri, proxies_uri = storage.join(out, pairs_file), storage.join(out, proxies_file)
     if not storage.exists(pairs_uri):
-        rows, proxies = label([Pair(*pair) for pair in json.loads(row["pairs"])], how, limits)
+        values = json.loads(row["pairs"])
+        if "kind" in values[0]:  # imported: there is nothing to match
+            small = {"proxy_long_px": how.proxy_long_px, "proxy_quality": how.proxy_quality, "max_pixels": how.max_pixels}
+            rows, proxies = reading.label_imported([ImportedPair.of(pair) for pair in values], **small)
+        else:
+            rows, proxies = label([Pair(**pair) for pair in values], how, limits)
         faults.trip("part", row["name"])
         for item in rows:
             item["split"] = split_of(item["group"], shares)

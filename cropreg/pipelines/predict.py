@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -13,13 +14,14 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, storage, writing
+from cropreg import checkpoint, export, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
+from cropreg.interchange import exports
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
-from cropreg.prediction import Predictor, read_small
+from cropreg.prediction import Predictor, SmallPicture, read_small
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry
@@ -34,6 +36,8 @@ def run(
 ) -> dict[str, Any]:
     """Crops every picture below ``images`` into ``out`` and writes ``predictions.parquet`` and ``.csv`` there.
 
+    ``run_uri`` is a run, a checkpoint, or an exported model file.
+
     What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
 
     Raises:
@@ -44,6 +48,7 @@ def run(
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
     storage.refuse_if_held(out)
+    formats = exports.parse_formats(settings.export_)
     model_id = _model_id(run_uri, settings)
     entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
     if not entries:
@@ -66,6 +71,17 @@ def run(
             for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
                 storage.remove(uri)
         _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+        if formats:
+            names = {entry.uri: entry.relative for entry in entries}
+            summary["exports"] = exports.write(
+                formats,
+                {names[row["image_uri"]]: row for row in rows},
+                images,
+                out,
+                doubtful=settings.all,
+                overwrite=settings.overwrite,
+                max_pixels=settings.max_pixels,
+            )
     counts = Counter(str(row["verdict"]) for row in rows)
     summary |= {"code": 0, "counts": dict(counts), "top_reasons": top_reasons(row for row in rows if row["verdict"] == FAILED)}
     if counts[FAILED] / len(rows) > settings.max_bad_share:
@@ -79,9 +95,13 @@ def run(
 
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
     """What decides the result: the weights, their calibration, and the settings that change crops."""
-    info = checkpoint.load_info(checkpoint.best_of(run_uri))
     fields = {"all", "min_confidence", "quality", "metadata"}
-    return fingerprint([info.sha256, info.calibration and info.calibration.model_dump(), settings.model_dump(include=fields)])
+    if export.is_onnx(run_uri):
+        model: list[Any] = [hashlib.sha256(export.read_onnx(run_uri)).hexdigest()]
+    else:
+        info = checkpoint.load_info(checkpoint.best_of(run_uri))
+        model = [info.sha256, info.calibration and info.calibration.model_dump()]
+    return fingerprint([*model, settings.model_dump(include=fields)])
 
 
 def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -141,7 +161,8 @@ def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, setti
     """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
     if model_id not in _open:
         _open.clear()
-        _open[model_id] = Predictor.open(run_uri, "cuda" if settings.use_gpu else "cpu")
+        opened = export.open_onnx if export.is_onnx(run_uri) else Predictor.open
+        _open[model_id] = opened(run_uri, "cuda" if settings.use_gpu else "cpu")
     items = batch.to_pylist()
     rows = crop_batch([(item["uri"], item["relative"]) for item in items], _open[model_id], out, settings)
     for row, item in zip(rows, items, strict=True):
@@ -173,7 +194,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
             box_px = small.to_original(predictions.boxes_norm[n])
             spread_norm = predictions.spread[n]
             limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
-            row = _row(items[i][0], small.size_wh, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
+            row = _row(items[i][0], small, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
@@ -182,7 +203,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
 
 def _row(
     uri: str,
-    size_wh: tuple[int, int],
+    small: SmallPicture,
     box: Box,
     limits_px: NDArray[np.float64],
     confidence: float,
@@ -190,7 +211,7 @@ def _row(
     unsure: str,
     settings: PredictSettings,
 ) -> dict[str, Any]:
-    whole = box.rounded(size_wh)
+    whole = box.rounded(small.size_wh)
     verdict, reason = ACCEPT, None
     if math.isnan(confidence):
         verdict, reason = REVIEW, unsure
@@ -203,8 +224,9 @@ def _row(
         )
     return {
         "image_uri": uri,
-        "width": size_wh[0],
-        "height": size_wh[1],
+        "width": small.size_wh[0],
+        "height": small.size_wh[1],
+        "orientation": small.orientation,
         **dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True)),
         "angle_deg": 0.0,
         "confidence": None if math.isnan(confidence) else confidence,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from cropreg.boxes import Box
+from cropreg.boxes import Box, to_stored
 from cropreg.errors import OutputError, UnreadableImage
 from cropreg.images import DEFAULT_MAX_PIXELS, Header, read_header
 from cropreg.images.containers import riff_chunks
@@ -117,17 +117,8 @@ def _region(box: Box, angle_deg: float, header: Header) -> Box:
 
 def _stored(box: Box, header: Header, orientation: int) -> tuple[int, int, int, int]:
     """An upright box as x1, y1, x2, y2 in the frame as stored, before a turn by ``orientation``."""
-    (x1, y1, x2, y2), w, h = (int(edge) for edge in box), header.width, header.height
-    return {
-        1: (x1, y1, x2, y2),
-        2: (w - x2, y1, w - x1, y2),
-        3: (w - x2, h - y2, w - x1, h - y1),
-        4: (x1, h - y2, x2, h - y1),
-        5: (y1, x1, y2, x2),
-        6: (y1, w - x2, y2, w - x1),
-        7: (h - y2, w - x2, h - y1, w - x1),
-        8: (h - y2, x1, h - y1, x2),
-    }[orientation]
+    x1, y1, x2, y2 = (int(edge) for edge in to_stored(box, header.size_wh, orientation))
+    return x1, y1, x2, y2
 
 
 def _turned(pixels: NDArray[Any], region: Box, box: Box, angle_deg: float, *, smooth: bool) -> NDArray[Any]:
