@@ -129,6 +129,13 @@ def make_crop(original: Made, change: str, rng: np.random.Generator) -> bytes:
     return encode(np.ascontiguousarray(crop), quality=int(rng.choice([80, 90, 95])))
 
 
+def outcome(truth: str | None, given: str | None) -> str:
+    """What became of a crop, ``absent`` being right where its original is not there."""
+    if given == truth:
+        return "right" if truth else "absent"
+    return "unpaired" if given is None else "false"
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument(
@@ -170,23 +177,18 @@ def main() -> None:
         began = time.process_time()
         decision = decide(crop, likely, lambda name: Picture(originals[name].data, name, with_proxy=True), settings)
         decide_s.append(time.process_time() - began)
-        right = decision.original == truth
-        became = (
-            ("absent" if right else "false")
-            if truth is None
-            else "right"
-            if right
-            else "unpaired"
-            if decision.original is None
-            else "false"
-        )
+        became = outcome(truth, decision.original)
         keys = (("original", source.kind), ("crop", change if truth else "absent"), ("all", "present" if truth else "absent"))
         for key in keys:
             tally[key][became] += 1
             tally[key]["listed"] += truth is None or any(c.name == truth for c in likely)
-        alone = truth is None or right or find_in(Picture(source.data, truth, with_proxy=True), crop, settings).verdict == "found"
+        findable = (
+            became in ("right", "absent")
+            or truth is None
+            or find_in(Picture(source.data, truth, with_proxy=True), crop, settings).verdict == "found"
+        )
         for key in keys:
-            tally[key]["findable"] += alone
+            tally[key]["findable"] += findable
         if became in ("unpaired", "false"):
             problems.append(
                 {
