@@ -4,7 +4,9 @@
 
 Originals are tiles of the photographs, mirrored or not; without photographs they are drawn.  One in five is a near-duplicate of another:
 saved again, shifted by some pixels, toned, a neighbouring frame, or with a thing moved.  Crops are cut from any of them, resized by 0.15
-to 1.75, toned, turned by up to 3 degrees; one in ten from a picture that is not among the originals.  Times are of one thread.
+to 1.75, toned, turned by up to 3 degrees; one in ten from a picture that is not among the originals.  ``listed``: its original is on the
+shortlist; ``findable``: the matcher finds the crop in its original when it is told which (smooth tiles and tiny crops it does not).
+Times are CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from PIL import Image
 from cropreg.content.decide import decide
 from cropreg.content.describe import NUM_CROP, describe
 from cropreg.content.index import SHORTLIST, Index
-from cropreg.matching.find import Picture
+from cropreg.matching.find import Picture, find_in
 from cropreg.matching.settings import MatcherSettings
 
 TWINS = ("saved_again", "shifted", "toned", "burst", "moved")
@@ -127,6 +129,13 @@ def make_crop(original: Made, change: str, rng: np.random.Generator) -> bytes:
     return encode(np.ascontiguousarray(crop), quality=int(rng.choice([80, 90, 95])))
 
 
+def outcome(truth: str | None, given: str | None) -> str:
+    """What became of a crop, ``absent`` being right where its original is not there."""
+    if given == truth:
+        return "right" if truth else "absent"
+    return "unpaired" if given is None else "false"
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument(
@@ -160,26 +169,26 @@ def main() -> None:
         change = CHANGES[number % len(CHANGES)]
         truth = None if number < num_absent else names[int(rng.integers(len(names)))]
         source = originals[truth] if truth else absent[number]
-        crop = Picture(make_crop(source, change, rng), f"crop {number}")
+        data = make_crop(source, change, rng)
+        crop = Picture(data, f"crop {number}")
         began = time.process_time()
         likely = index.shortlist(describe(crop, NUM_CROP), SHORTLIST)
         shortlist_s += time.process_time() - began
         began = time.process_time()
-        decision = decide(crop, likely, lambda name: Picture(originals[name].data, name), settings)
+        decision = decide(crop, likely, lambda name: Picture(originals[name].data, name, with_proxy=True), settings)
         decide_s.append(time.process_time() - began)
-        right = decision.original == truth
-        became = (
-            ("absent" if right else "false")
-            if truth is None
-            else "right"
-            if right
-            else "unpaired"
-            if decision.original is None
-            else "false"
-        )
-        for key in (("original", source.kind), ("crop", change if truth else "absent"), ("all", "present" if truth else "absent")):
+        became = outcome(truth, decision.original)
+        keys = (("original", source.kind), ("crop", change if truth else "absent"), ("all", "present" if truth else "absent"))
+        for key in keys:
             tally[key][became] += 1
             tally[key]["listed"] += truth is None or any(c.name == truth for c in likely)
+        findable = (
+            became in ("right", "absent")
+            or truth is None
+            or find_in(Picture(source.data, truth, with_proxy=True), crop, settings).verdict == "found"
+        )
+        for key in keys:
+            tally[key]["findable"] += findable
         if became in ("unpaired", "false"):
             problems.append(
                 {
@@ -197,18 +206,23 @@ def main() -> None:
             reasons[f"{became}: {source.kind}: {' '.join((decision.reason or '').split(' ')[2:5])}"] += 1
         if became == "false" and o.wrong:
             o.wrong.mkdir(parents=True, exist_ok=True)
-            (o.wrong / f"{number}_crop.jpg").write_bytes(crop._data)
+            (o.wrong / f"{number}_crop.jpg").write_bytes(data)
             for name in {truth, decision.original} - {None}:
                 (o.wrong / f"{number}_{name}").write_bytes(originals[name].data)
-    print(f"{'':10s} {'':15s} {'crops':>6s} {'right':>6s} {'unpaired':>8s} {'false':>6s} {'listed':>6s}")
+    print(f"{'':10s} {'':15s} {'crops':>6s} {'right':>6s} {'unpaired':>8s} {'false':>6s} {'listed':>6s} {'findable':>8s}")
     for (what, kind), c in sorted(tally.items()):
         crops = sum(c[k] for k in ("right", "absent", "unpaired", "false"))
-        print(f"{what:10s} {kind:15s} {crops:6d} {c['right'] + c['absent']:6d} {c['unpaired']:8d} {c['false']:6d} {c['listed']:6d}")
+        figures = f"{crops:6d} {c['right'] + c['absent']:6d} {c['unpaired']:8d} {c['false']:6d} {c['listed']:6d} {c['findable']:8d}"
+        print(f"{what:10s} {kind:15s} {figures}")
     present = tally["all", "present"]
     summary = {
         "originals": len(originals),
         "crops": o.crops,
         "recall": round(present["right"] / (o.crops - num_absent), 4),
+        "recall_of_findable": round(present["right"] / max(present["findable"], 1), 4),
+        "recall_of_findable_singles": round(
+            tally["original", "single"]["right"] / max(tally["original", "single"]["findable"], 1), 4
+        ),
         "false_pairs": sum(tally["all", kind]["false"] for kind in ("present", "absent")),
         "unpaired": present["unpaired"],
         "absent_left_unpaired": tally["all", "absent"]["absent"],

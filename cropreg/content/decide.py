@@ -16,6 +16,7 @@ from cropreg.matching.settings import MatcherSettings
 TRIED_BY_VOTES = 3  # likely originals without geometric support that are tried, nevertheless: tiny crops have few features
 STILL_LIKE = 0.2  # share of the best's agreeing features; below it an original is tried only when nothing was found
 AS_LIKE = 0.5  # share of the winner's agreeing features from which an original without any place for the crop casts doubt
+AS_LIKE_LEAST = 16  # agreeing features; in soft pictures chance gives up to 11
 NONE_ALIKE = "by content: no original looks like it"
 
 
@@ -92,7 +93,7 @@ def _best(crop: Picture, placed: list[_Placed], placeless: list[Likely]) -> Deci
         if other is not winner and not beats(winner, other):
             names = " and ".join(sorted((winner.name, other.name)))
             return Decision(None, f"by content: {names} show it equally well")
-    doubt = next((c.name for c in placeless if c.agreeing >= AS_LIKE * winner.agreeing), None)
+    doubt = next((c.name for c in placeless if c.agreeing >= max(AS_LIKE_LEAST, AS_LIKE * winner.agreeing)), None)
     if doubt is not None:
         return Decision(None, f"by content: found in {winner.name}, but {doubt} looks as much like it")
     return Decision(winner.name)

@@ -18,7 +18,7 @@ NEAR_BITS = 64  # of 256: true features differ by 25 to 50 in a toned and resize
 NEAR_TURN = 18  # of 256: crops are turned by 15 degrees at most, and the direction itself is uncertain by 10
 SHORTLIST = 12  # originals handed to the matcher at most: a burst or a picture saved many times is among them whole
 LOOKED_AT = 40  # originals with the most votes whose features are laid over the crop's
-LEAST_AGREEING = 5  # features that one similarity explains; chance reaches 4
+LEAST_AGREEING = 5  # features that one similarity explains; chance mostly stays below, and reaches 11 in soft pictures
 BUCKET_MOST = 4096  # features; fuller buckets hold what every picture has, and only cost time
 _PROBES = np.array([0, *(1 << bit for bit in range(KEY_BITS))], np.int64)  # the key itself and its neighbours, one bit away
 
@@ -96,7 +96,7 @@ class Index:
         return np.asarray(seen.sum(0), np.int64)
 
     def _agreeing(self, crop: Description, i: int) -> int:
-        """How many features of the i-th original lie as in the crop, after one shift, scale and small turn; chance gives up to 4."""
+        """How many features of the i-th original lie as in the crop, after one shift, scale and small turn."""
         own = slice(self._first[i], self._first[i + 1])
         matches = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(crop.codes, self._codes[own], k=2)
         good = [m[0] for m in matches if len(m) == 2 and m[0].distance < NEAR_BITS and m[0].distance < 0.9 * m[1].distance]
