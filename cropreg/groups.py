@@ -38,7 +38,7 @@ RULE = {"hash": HASH, "distance_bits": DISTANCE_BITS, "radius_bits": RADIUS_BITS
 
 _NARROWER = 2  # bits less at which a wide group is linked again
 _SHARED_BLOCKS = 3  # two hashes that differ in n bits share at least 3 of n + 3 blocks of bits
-_MOST_COMPARED = 256  # with each hash, of those that share the same blocks: bounds the time where very many pictures are alike
+_MOST_COMPARED = 64  # with each hash, of those that share the same blocks: bounds the time where very many pictures are alike
 
 Hashes = NDArray[np.uint64]
 Labels = NDArray[np.intp]
