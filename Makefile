@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-fast test-long test-ray test-matching check bench clean
+.PHONY: help setup demo test test-fast test-long test-ray test-matching test-faults check bench clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -48,6 +48,10 @@ test-ray: $(VENV)/.tools ## Runs the tests that start Ray.
 
 test-matching: $(VENV)/.tools ## Runs the tests of the matcher, the slow ones too.
 	$(BIN)/pytest -q -n 2 -m "" tests/matching $(ARGS)
+
+# In one process, for the same reason as test-ray.
+test-faults: $(VENV)/.tools ## Runs the tests that kill workers, nodes and drivers.
+	$(BIN)/pytest -q -m slow tests/test_*faults*.py $(ARGS)
 
 check: $(VENV)/.tools ## Checks style, types and that imports point down.
 	$(BIN)/ruff check .

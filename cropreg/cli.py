@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict, Env
@@ -30,6 +30,7 @@ from cropreg.settings import (
     MatchSettings,
     PredictSettings,
     Settings,
+    SubmitSettings,
     TrainSettings,
     read_yaml,
 )
@@ -50,6 +51,13 @@ _EPILOGUE = (
 )
 
 _SHORT = {"verbose": "-v", "quiet": "-q"}
+_PATHS = {  # what each verb reads or writes, by the names of arguments and settings
+    "match": ("originals", "crops", "pairs", "out"),
+    "train": ("boxes", "weights", "out"),
+    "evaluate": ("run", "boxes"),
+    "predict": ("run", "images", "out"),
+}
+_WITHOUT_VALUE = ("--no-wait", "--dry-run", "--json", "--verbose", "-v", "--quiet", "-q", "--help", "-h", "--version")
 _OURS = ("result.json", "run.json", "manifests", "pairs", "predictions.parquet", ".parts")  # an output of ours has one of these
 
 app = App(
@@ -208,6 +216,66 @@ def predict(
 
 
 @app.command
+def submit(
+    verb: Literal["match", "train", "evaluate", "predict"],
+    /,
+    *arguments: str,
+    settings: Annotated[SubmitSettings, _Flat] = SubmitSettings(),  # noqa: B008
+    door: Door = DoorSettings(),  # noqa: B008
+) -> int:
+    """Run a verb as a job on a Ray cluster: cropreg submit [options] VERB ARGUMENTS; ends with the verb's own exit code.
+
+    Options of submit stand before VERB; what follows it is checked here and passed on unchanged.  --dry-run prints the ray job submit
+    line.  --address is that of the job server, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS.
+
+    Parameters
+    ----------
+    verb
+        What the job does.
+    arguments
+        As the verb takes them; paths that all nodes can see.
+    """
+    if {"--help", "-h"} & set(arguments):
+        return run([verb, "--help"])
+
+    def work() -> dict[str, Any]:
+        paths, config = _look_at(verb, arguments)
+        if door.config is not None:
+            raise UsageError("submit: --config is the verb's: put it behind VERB.")
+        from cropreg.pipelines import submit as pipeline
+
+        return pipeline.run(
+            verb, arguments, paths=paths, config=config, settings=settings, address=door.address, dry_run=door.dry_run
+        )
+
+    return _finish(work, door, None)
+
+
+def _look_at(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], Path | None]:
+    """Parses a verb's arguments as the job will; returns the paths of its data by name, and its settings file."""
+    tokens = [verb, *arguments]
+    try:
+        app.config = [Env("CROPREG_", command=False), *_file(tokens)]
+        _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UsageError(f"{error}\nOptions of submit stand before {verb}. See: cropreg {verb} --help") from error
+    if any(token == "--address" or token.startswith("--address=") for token in arguments):
+        raise UsageError(f"submit: --address stands before {verb}; the job finds its own cluster by itself.")
+    given = bound.arguments
+    values = {**dict(given.get("settings", ())), **given}
+    paths = {name: str(values[name]) for name in _PATHS[verb] if values.get(name) is not None}
+    return paths, given.get("door", DoorSettings()).config
+
+
+def _apart(tokens: Sequence[str]) -> list[str]:
+    """Puts ``--`` before the verb of ``cropreg submit``, so that what follows is not taken for options of submit."""
+    at = 1
+    while at < len(tokens) and tokens[at].startswith("-") and tokens[at] != "--":
+        at += 1 if "=" in tokens[at] or tokens[at] in _WITHOUT_VALUE else 2
+    return [*tokens[:at], *(["--"] if tokens[at : at + 1] not in ([], ["--"]) else []), *tokens[at:]]
+
+
+@app.command
 def demo(*, out: str | None = None, door: Door = DoorSettings()) -> int:  # noqa: B008
     """Show the whole way on pictures that come with the package: minutes on 2 CPU cores, no download.
 
@@ -253,11 +321,15 @@ def run(arguments: Sequence[str]) -> int:
     tokens = _with_verdicts(arguments)
     try:
         app.config = [Env("CROPREG_", command=False), *_file(tokens)]
+        if tokens[:1] == ["submit"]:
+            tokens = _apart(tokens)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except CropregError as error:
         return _tell(error)
     except _Stopped as stopped:
+        if tokens[0] == "submit":  # the job is not ours to continue: it has said how to follow it
+            return int(stopped.args[0])
         again = list(tokens)
         if tokens[0] == "train":  # --overwrite would throw away what was finished
             again = [*(token for token in tokens if token not in ("--overwrite", "--resume")), "--resume"]

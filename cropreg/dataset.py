@@ -23,7 +23,9 @@ from cropreg.augment import into_window, reframed_window
 from cropreg.errors import InputError
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.schema import FOUND, BoxDataset
+from cropreg.strips import cut_strips, jittered, offsets_between
 
+_STRIPS = 1  # tells the chance of strips from that of frames
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
 
 
@@ -107,14 +109,16 @@ class Proxies:
         return {**self.__dict__, "_open": {}}  # a memory map does not travel between processes; each opens its own
 
 
-class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+class CropDataset(Dataset[tuple[Any, ...]]):
     """Pictures and their boxes, decoded one at a time.
 
     Holds the table's columns only; ``dataset[i]`` decodes one proxy (or the original) and returns
 
     - the picture: float32 (3, side, side), normalised, squashed to a square;
     - the box: float32 (4,) x1, y1, x2, y2 in shares of what the picture shows;
-    - ``i``, to name the pair when something is wrong with it.
+    - ``i``, to name the pair when something is wrong with it;
+    - with ``strips``: float32 (4, 3, ALONG_PX, ACROSS_PX), normalised, what lies along the edges of a box that is a little off, and
+      float32 (4,) where in them the true edges are (:mod:`cropreg.strips`).
 
     Args:
         dataset: the box dataset.
@@ -123,6 +127,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         augment: re-frame, recolour and, if asked, flip, at random.  What happens to a row depends on the seed, the epoch
             (:meth:`set_epoch`) and the row alone, not on who loads it.
         read_from: ``proxies`` or ``originals``.
+        strips: give strips, too.
 
     Raises:
         InputError: a row has no proxy, or its picture cannot be read any more.
@@ -140,9 +145,11 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         color: float = 0.2,
         read_from: Literal["proxies", "originals"] = "proxies",
         seed: int = 0,
+        strips: bool = False,
     ) -> None:
+        self._strips = strips
         self.labels = read_labels(dataset, split)
-        self._side, self._augment, self._reframe, self._seed = side, augment, reframe, seed
+        self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
         )  # what matching took, training takes
@@ -181,8 +188,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
                 f"{uri}: this original cannot be read any more ({error}). Restore it, or train from proxies."
             ) from error
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         pixels, box = self.picture(index), self.labels.boxes_norm[index]
+        more = self._along_edges(pixels, index) if self._strips else ()
         with torch.random.fork_rng(devices=[], enabled=self._augment):
             if self._augment:
                 words = hashlib.sha256(f"{self._seed}/{int(self._epoch)}/{index}".encode()).digest()
@@ -195,7 +203,20 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
             box_px = torch.from_numpy(boxes.denormalise(box, (width, height)).astype(np.float32))[None]
             framed = tv_tensors.BoundingBoxes(box_px, format="XYXY", canvas_size=(height, width))
             image, framed = self._transform(image, framed)
-        return image.as_subclass(torch.Tensor), framed.as_subclass(torch.Tensor)[0] / self._side, index
+        return image.as_subclass(torch.Tensor), framed.as_subclass(torch.Tensor)[0] / self._side, index, *more
+
+    def _along_edges(self, pixels: NDArray[np.uint8], index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strips of a box that is off by chance, recoloured and mirrored along the edge, and the offsets of the true one."""
+        true = self.labels.boxes_norm[index]
+        rng = np.random.default_rng([self._seed, int(self._epoch), index, _STRIPS])
+        box = jittered(true, rng)
+        strips = normalised_strips(cut_strips(pixels, box))
+        strips = (
+            strips * (1 + self._color * float(rng.normal())) + self._color * torch.from_numpy(rng.normal(size=(3, 1, 1))).float()
+        )
+        mirrored = torch.from_numpy(rng.random(4) < 0.5)[:, None, None, None]
+        strips = torch.where(mirrored, strips.flip(2), strips)
+        return strips, torch.from_numpy(offsets_between(box, true)).float()
 
 
 def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -210,6 +231,12 @@ def shrink(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:
     """A picture (H, W, 3) as the model sees it: float32 (3, side, side), squashed, normalised; what the dataset does unaugmented."""
     small = v2.functional.resize(_tensor(pixels), [side, side], antialias=True)
     return v2.functional.normalize(small.float() / 255, list(MEAN), list(STD))
+
+
+def normalised_strips(strips: NDArray[np.uint8]) -> torch.Tensor:
+    """Strips (..., ALONG_PX, ACROSS_PX, 3) as the refiner sees them: float32 (..., 3, ALONG_PX, ACROSS_PX)."""
+    values = torch.from_numpy(np.ascontiguousarray(strips)).movedim(-1, -3).float() / 255
+    return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def _tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:

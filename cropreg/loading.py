@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from cropreg.dataset import CropDataset
+from cropreg.dataset import CropDataset, normalised_strips
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
+from cropreg.strips import cut_strips
 
 
 class Loaders:
@@ -20,9 +22,9 @@ class Loaders:
     def __init__(self, dataset: BoxDataset, settings: TrainSettings, device: torch.device, rank: int, world: int) -> None:
         self.train_data = CropDataset(
             dataset, "train", settings.image_side, augment=True, flip=settings.flip, reframe=settings.reframe, color=settings.color,
-            read_from=settings.from_, seed=settings.seed,
+            read_from=settings.from_, seed=settings.seed, strips=settings.refine,
         )  # fmt: skip
-        val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_)
+        self._val_data = val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_)
         workers = settings.loader_workers
         if workers is None:  # on a CPU the model takes all cores, and loading beside it gains nothing
             workers = min(8, max(1, (os.cpu_count() or 2) // max(world, 1) - 1)) if device.type == "cuda" else 0
@@ -43,6 +45,12 @@ class Loaders:
     def val(self) -> Iterable[Any]:
         """This process's share of the validation rows."""
         return self._val
+
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
+        """Strips (B, 4, 3, along, across) of validation rows about boxes (B, 4), on the CPU."""
+        boxes = boxes_norm.double().cpu().numpy()
+        cut = [cut_strips(self._val_data.picture(int(row)), box) for row, box in zip(rows, boxes, strict=True)]
+        return normalised_strips(np.stack(cut))
 
     def names(self, rows: torch.Tensor) -> list[str]:
         """The pair ids of rows of a batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import urllib.error
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -16,6 +16,7 @@ from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 
 from cropreg import storage
 from cropreg.errors import InputError, ModelError
+from cropreg.refiner import EdgeRefiner
 from cropreg.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Architecture(Settings):
     head: Literal["spatial", "pooled"] = "spatial"
     image_side: int = Field(ge=64, le=1024)
     dropout: float = Field(0.2, ge=0, lt=1)
+    refine: bool = False
 
 
 class CropRegressor(nn.Module):
@@ -51,12 +53,25 @@ class CropRegressor(nn.Module):
         self.features = efficientnet_b0(weights=None).features
         build = SpatialHead if architecture.head == "spatial" else PooledHead
         self.head = build(architecture)
+        self.refiner = EdgeRefiner() if architecture.refine else None
         with torch.no_grad():
             self.head.last.weight.zero_()
             self.head.last.bias.copy_(torch.tensor(prior_margins))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, side, side) normalised pictures to (N, 4) margins: shares cut from left, top, right, bottom; not clamped."""
+    def forward(self, images: torch.Tensor, strips: torch.Tensor | None = None) -> Any:
+        """(N, 3, side, side) normalised pictures to (N, 4) margins: shares cut from left, top, right, bottom; not clamped.
+
+        With ``strips`` (M, 4, 3, ALONG_PX, ACROSS_PX) to a pair: the margins, and the refiner's logits (M, 4, bins).  One call for
+        both, because gradients over several processes are exchanged per call.
+        """
+        margins = self.margins(images)
+        if strips is None:
+            return margins
+        assert self.refiner is not None, "this model was built without its second look"
+        return margins, self.refiner(strips)
+
+    def margins(self, images: torch.Tensor) -> torch.Tensor:
+        """The first look: (N, 3, side, side) normalised pictures to (N, 4) margins."""
         fine = self.features[: _FINE + 1](images)  # (N, 112, side / 16, side / 16)
         coarse = self.features[_FINE + 1 :](fine)  # (N, 1280, side / 32, side / 32)
         margins: torch.Tensor = self.head(fine, coarse)

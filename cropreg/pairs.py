@@ -32,7 +32,8 @@ from cropreg.storage import Entry
 class Pair:
     """An original and a crop that should have been cut from it; either is None when it has no counterpart.
 
-    ``reason`` says why there is no counterpart.  ``stamp`` changes when one of the files changes.
+    ``reason`` says why there is no counterpart.  ``stamp`` is that of the original, a slash, and that of the crop: it changes when one
+    of the files changes.  The names are those that ``pair_id`` is made of.
     """
 
     pair_id: str
@@ -40,6 +41,8 @@ class Pair:
     crop_uri: str | None
     stamp: str
     reason: str | None = None
+    original_name: str = ""
+    crop_name: str = ""
 
 
 def pair_id(original: str, crop: str) -> str:
@@ -207,7 +210,7 @@ def _listed(root: str, rows: Iterable[Sequence[str]]) -> Iterator[Pair]:
         sides = [_resolve(root, side) if side else None for side in (original, crop)]
         reason = None if all(sides) else f"the table names no {'crop' if original else 'original'} for it"
         stamp = "/".join(_stamp(side) if side else "" for side in sides)
-        yield Pair(pair_id(original, crop), sides[0], sides[1], stamp, reason)
+        yield Pair(pair_id(original, crop), sides[0], sides[1], stamp, reason, original, crop)
 
 
 def _resolve(root: str, name: str) -> str:
@@ -254,10 +257,11 @@ def _crop_key(relative: str, pattern: re.Pattern[str] | None) -> str:
 
 def _pair(original: Entry, crop: Entry) -> Pair:
     stamp = f"{original.stamp}/{crop.stamp}"
-    return Pair(pair_id(original.relative, crop.relative), original.uri, crop.uri, stamp)
+    names = original.relative, crop.relative
+    return Pair(pair_id(*names), original.uri, crop.uri, stamp, None, *names)
 
 
 def _alone(original: Entry | None, crop: Entry | None, reason: str) -> Pair:
     names = [entry.relative if entry else "" for entry in (original, crop)]
     stamp = "/".join(entry.stamp if entry else "" for entry in (original, crop))
-    return Pair(pair_id(*names), original.uri if original else None, crop.uri if crop else None, stamp, reason)
+    return Pair(pair_id(*names), original.uri if original else None, crop.uri if crop else None, stamp, reason, *names)

@@ -15,13 +15,15 @@ from cropreg import boxes, calibration, checkpoint, storage
 from cropreg.augment import out_of_window
 from cropreg.boxes import from_margins
 from cropreg.checkpoint import CheckpointInfo
-from cropreg.dataset import cut_window, shrink
+from cropreg.dataset import cut_window, normalised_strips, shrink
 from cropreg.images import decode_reduced, read_header
 from cropreg.model import CropRegressor
+from cropreg.strips import REACH, cut_strips, moved
 
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
 _LOOKS = (0.45, 0.75)
+_DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Predictions:
 
     Attributes:
         boxes_norm: (N, 4) x1, y1, x2, y2 in shares of the picture, within it, with at least a thousandth of area per side.
-        spread: (N, 4) standard deviation of each edge over the looks, shares of the picture.
+        spread: (N, 4) how unsure each edge is, shares of the picture: the standard deviation over the looks, and of what the refiner
+            says of its strip.
     """
 
     boxes_norm: NDArray[np.float64]
@@ -69,7 +72,20 @@ class Predictor:
             windows = whole + (first - whole) * cut
             looks.append(self._look(pictures, windows))
         stacked = np.stack(looks)  # (looks, N, 4)
-        return Predictions(_in_order(stacked.mean(axis=0)), stacked.std(axis=0))
+        found, spread = _in_order(stacked.mean(axis=0)), stacked.std(axis=0)
+        return Predictions(found, spread) if self._model.refiner is None else self._refined(pictures, found)
+
+    @torch.inference_mode()
+    def _refined(self, pictures: Sequence[NDArray[np.uint8]], found: NDArray[np.float64]) -> Predictions:
+        """Looks along the edges of boxes (N, 4), and again along those it finds there: an edge far off comes into the middle so."""
+        assert self._model.refiner is not None
+        box = found
+        for _ in range(2):
+            strips = np.stack([cut_strips(pixels, edges) for pixels, edges in zip(pictures, box, strict=True)])
+            logits = self._model.refiner(normalised_strips(strips).to(self._device))
+            inward, unsure = (values.float().cpu().numpy().astype(np.float64) for values in self._model.refiner.read(logits))
+            box = _in_order(np.clip(moved(box, inward), 0, 1))
+        return Predictions(box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found)))
 
     def predict_all(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Predictions:
         """Like :meth:`predict`, for any number of pictures, ``batch_size`` in memory at a time."""

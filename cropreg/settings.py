@@ -32,6 +32,7 @@ class MatchSettings(Settings):
     """How ``cropreg match`` finds pairs and writes the box dataset."""
 
     pair_by: str | None = Field(None, description="regular expression whose group in a crop's name is the original's name")
+    by_content: bool = Field(False, description="look for the original of a crop that has none by name among all originals")
     split: str = Field("70/10/10/10", description="shares of train/val/calib/test in percent, by hash of the original")
     proxy_long_px: int = Field(512, ge=64, le=4096, description="long side of the small copies that training reads, px")
     proxy_quality: int = Field(90, ge=50, le=100, description="JPEG quality of those copies")
@@ -65,6 +66,7 @@ class TrainSettings(Settings):
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
     head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
+    refine: bool = Field(True, description="look again along each predicted edge, at the full resolution of the proxies")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
     max_epochs: int = Field(60, ge=1, description="epochs at most; early stopping usually ends sooner")
     batch_size: int = Field(32, ge=2, description="pictures in a step, over all workers together")
@@ -130,6 +132,22 @@ class PredictSettings(Settings):
     use_gpu: bool = Field(False, description="one GPU a task")
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
     overwrite: bool = Field(False, description="write again what is there")
+
+
+class SubmitSettings(Settings):
+    """How ``cropreg submit`` sends a verb to a cluster."""
+
+    shared_path: tuple[Path, ...] = Field(
+        (), description="folder on a disk that all nodes mount at the same place; may be given again"
+    )
+    working_dir: Path | None = Field(
+        None, description="folder whose code the job runs; default: the checkout cropreg runs from, else nothing is uploaded"
+    )
+    runtime_env: Path | None = Field(
+        None, description="YAML file of the job's environment; default: runtime_env.yaml of the working dir"
+    )
+    submission_id: str | None = Field(None, min_length=1, description="name of the job; default: one that is made up")
+    no_wait: bool = Field(False, description="end when the job is accepted, instead of following it")
 
 
 class DoorSettings(Settings):

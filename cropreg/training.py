@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -18,9 +18,12 @@ from torchvision.ops import box_iou
 from cropreg.errors import ModelError
 from cropreg.losses import crop_loss, to_boxes
 from cropreg.model import CropRegressor
+from cropreg.refiner import refine_loss
 from cropreg.settings import TrainSettings
+from cropreg.strips import REACH
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,)
+Batch = Sequence[torch.Tensor]
+"""Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), offsets (B, 4)."""
 
 
 class Batches(Protocol):
@@ -32,6 +35,10 @@ class Batches(Protocol):
 
     def val(self) -> Iterable[Batch]:
         """This process's share of the validation rows; over all processes each row comes once."""
+        ...
+
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
+        """Strips of validation rows about boxes (B, 4); only asked of a model with a refiner."""
         ...
 
     def names(self, rows: torch.Tensor) -> list[str]:
@@ -171,7 +178,7 @@ def fit(
     while learner.progression.epoch < settings.max_epochs and learner.progression.stale < settings.patience:
         epoch, began_s = learner.progression.epoch, time.monotonic()
         trained = train_one_epoch(learner, batches, epoch, settings, on_step)
-        val = validate(learner.judged, batches.val(), settings)  # summed over all processes: all see the same number
+        val = validate(learner.judged, batches, settings)  # summed over all processes: all see the same number
         if not math.isfinite(val.loss):  # weights too large for a picture, though every gradient was a number
             raise ModelError(
                 f"training diverged in epoch {epoch}: validation loss {val.loss}. The last good checkpoint is kept. "
@@ -222,7 +229,7 @@ def train_one_epoch(
     # Dropout draws from torch's own generator.  Every process its own noise, and a resumed epoch the noise it would have had.
     torch.manual_seed(_mixed(settings.seed, epoch, dist.get_rank() if dist.is_initialized() else 0))
     model.train()
-    for step, (images, boxes_norm, rows) in enumerate(loader):
+    for step, (images, boxes_norm, rows, *more) in enumerate(loader):
         done = epoch * steps + step
         if done < warmup_steps:
             for group in optimizer.param_groups:
@@ -230,8 +237,11 @@ def train_one_epoch(
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
-            margins = model(images)
+            margins, logits = model(images, more[0].to(device, non_blocking=True)) if more else (model(images), None)
         losses = crop_loss(margins.float(), boxes_norm, settings.iou_weight, settings.margin_weight)
+        if logits is not None:
+            assert learner.core.refiner is not None
+            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[1].to(device, non_blocking=True))
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -264,8 +274,8 @@ def _mixed(*numbers: int) -> int:
 
 
 @torch.no_grad()
-def validate(model: CropRegressor, loader: Iterable[Batch], settings: TrainSettings) -> Validation:
-    """Judges a model on every validation row once, summed over all processes.
+def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) -> Validation:
+    """Judges a model on every validation row once, summed over all processes.  With a refiner its second look counts, too.
 
     The model is used unwrapped: a process without rows would leave the others waiting in the wrapper's exchange of buffers.
     """
@@ -275,12 +285,18 @@ def validate(model: CropRegressor, loader: Iterable[Batch], settings: TrainSetti
             dist.broadcast(buffer, 0)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, IoU, BDE, rows
     model.eval()
-    for images, boxes_norm, _ in loader:
+    refiner = getattr(model, "refiner", None)
+    for images, boxes_norm, rows in batches.val():
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         margins = model(images).float()
         boxes = to_boxes(margins.clamp(0, 1))
         loss = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+        if refiner is not None:
+            inward, _ = refiner.read(refiner(batches.val_strips(rows, boxes).to(device)).float())
+            margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
+            boxes = to_boxes(margins.clamp(0, 1))
+            loss = loss + crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
         iou = box_iou(boxes, boxes_norm).diagonal()
         bde = (boxes - boxes_norm).abs().mean(dim=1)
         sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])

@@ -45,14 +45,17 @@ PLACES = [
     Place("known"),
     Place("matching", heavy=CV),
     Place("labels", heavy=("cv2", "pyarrow")),
+    Place("content", heavy=CV),
     Place("isolation", heavy=CV),
     # 3 boxes -> examples
     Place("splits", heavy=("pyarrow",)),
     Place("groups", heavy=("pyarrow",)),
     Place("augment"),
+    Place("strips", heavy=CV),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
     # 4 model
+    Place("refiner", heavy=TORCH),
     Place("model", heavy=(*TORCH, "safetensors")),
     Place("losses", heavy=TORCH),
     Place("checkpoint", heavy=(*TORCH, "safetensors")),

@@ -279,22 +279,38 @@ def head_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, d
 
 def test_jobs_match_and_train_on_a_cluster(head_node: tuple[str, dict[str, str]], folder: Path, tmp_path: Path) -> None:
     address, environment = head_node
-
-    def submit(*arguments: str) -> str:
-        command = ["ray", "job", "submit", f"--address={address}", f"--working-dir={ROOT}", "--", "python", *arguments]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
-
     _wait_until_it_answers(address, environment)
     boxes, run = tmp_path / "boxes", tmp_path / "run"
-    said = submit("ray_jobs/match.py", str(folder / "originals"), str(folder / "crops"), f"--out={boxes}", "--split=60/20/10/10")
-    assert "match 33/33 100%" in said
+    arguments = [str(folder / "originals"), str(folder / "crops"), "--out", str(boxes), "--split", "60/20/10/10"]
+
+    def submit(verb: str, *arguments: str, **change: str) -> tuple[int, str]:
+        """What ``cropreg submit`` ends with, and what it and the job write to standard error."""
+        shared = ["--address", address, "--shared-path", str(folder), "--shared-path", str(tmp_path)]
+        command = [sys.executable, "-m", "cropreg.cli", "submit", *shared, verb, *arguments]
+        done = subprocess.run(command, env=environment | change, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        return done.returncode, done.stderr
+
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    for change, why in (
+        ({"RAY_AUTH_MODE": "disabled"}, "none was sent. Set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, "the one sent is not its own"),
+        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, "RAY_AUTH_TOKEN_PATH to a file with the cluster's token"),
+    ):
+        code, said = submit("match", *arguments, **change)
+        assert code == 5 and f"{address}: this cluster asks for a token" in said and why in said, said
+    assert not boxes.exists()
+
+    code, said = submit("match", *arguments, "--max-bad-share", "0.01")
+    assert code == 6, said
+    assert "match 33/33 100%" in said and "2 of 32 pairs were not found" in said
     assert BoxDataset.open(str(boxes)).manifest["counts"]["found"] == 30
-    said = submit(
-        "ray_jobs/train.py", str(boxes), f"--out={run}", "--weights=none", "--image-side=64", "--max-epochs=1", "--batch-size=8"
-    )
-    assert "train epoch 1/1" in said
+
+    # The same through Ray's own command and the doors.
+    command = ["ray", "job", "submit", f"--address={address}", f"--working-dir={ROOT}", "--", "python", "ray_jobs/train.py"]
+    command += [str(boxes), f"--out={run}", "--weights=none", "--image-side=64", "--max-epochs=1", "--batch-size=8"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "train epoch 1/1" in done.stdout + done.stderr
     assert json.loads((run / "result.json").read_text())["code"] == 0
     assert len(pq.read_table(boxes / "pairs", columns=["verdict"])) == 33
 

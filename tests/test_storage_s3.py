@@ -143,6 +143,64 @@ def test_writing_to_a_missing_bucket_is_refused(store):
             write("s3://no-such-bucket/a", b"1")
 
 
+def test_making_a_folder_tries_whether_it_can_be_written_and_leaves_no_file(bucket):
+    storage.make_folder(f"{bucket}/out")
+    assert list(storage.list_files(bucket)) == []
+
+
+def test_output_in_a_missing_bucket_is_refused_when_its_folder_is_made(store):
+    with pytest.raises(
+        OutputError, match=r"/out: cannot be written \(.*NO_SUCH_BUCKET.*check the bucket and what your credentials"
+    ):
+        storage.make_folder("s3://no-such-bucket/out")
+
+
+@pytest.fixture
+def keys_of_nobody(store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server looks at credentials from now on, and ours are not among those that it knows."""
+
+    def look(after_requests: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", store)
+        connection.request("POST", "/moto-api/reset-auth", str(after_requests))
+        assert connection.getresponse().status == 200
+        connection.close()
+
+    look(0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    remote._connect.cache_clear()
+    yield
+    monkeypatch.undo()
+    look(10**9)
+    remote._connect.cache_clear()
+
+
+def test_missing_right_is_told_before_work_starts(bucket, keys_of_nobody):
+    with pytest.raises(
+        OutputError, match=rf"^{bucket}/out: cannot be written \(.*(ACCESS_DENIED|INVALID_ACCESS_KEY|HTTP status 403)"
+    ):
+        storage.make_folder(f"{bucket}/out")
+    with pytest.raises(InputError, match=rf"^{bucket}/in: cannot be reached \(.*Check the address and your credentials"):
+        list(storage.list_files(f"{bucket}/in"))
+
+
+@pytest.mark.parametrize("verb", ["match", "predict"])
+def test_verb_ends_before_it_computes_when_its_bucket_is_missing(bucket, tmp_path, monkeypatch, capsys, verb):
+    from cropreg import cli
+    from cropreg.pipelines import match, predict
+
+    monkeypatch.setattr(match, "_build", lambda *_: pytest.fail("work has started"))
+    monkeypatch.setattr(predict, "_predict", lambda *_: pytest.fail("work has started"))
+    monkeypatch.setattr(predict, "_model_id", lambda *_: "a model")
+    for name in ("originals/a.jpg", "crops/a.jpg"):
+        storage.write_whole(storage.join(bucket, name), b"1")
+    missing = "s3://no-such-bucket/x"
+    places = {"match": [f"{bucket}/originals", f"{bucket}/crops"], "predict": [f"{bucket}/run", f"{bucket}/originals"]}[verb]
+    assert cli.run([verb, *places, "--out", missing]) == 4
+    assert f"{missing}: cannot be written (" in capsys.readouterr().err
+    assert cli.run([verb, places[0], missing, "--out", f"{bucket}/out"]) == 3
+    assert f"{missing}: cannot be reached (" in capsys.readouterr().err
+
+
 def test_store_that_does_not_answer_is_named_with_what_to_check(store, monkeypatch):
     monkeypatch.setattr(remote, "filesystem", lambda uri: (Silent(), "bucket/a"))
     for ask in (storage.exists, storage.is_folder, lambda uri: list(storage.list_files(uri))):

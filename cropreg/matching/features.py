@@ -35,7 +35,7 @@ def by_features(
     plane_scale = original.step / crop.step  # a crop plane pixel covers crop.step crop px, that is crop.step / scale original px
     low, high = (1 / (s * plane_scale) for s in scale_range[::-1])
     found = []
-    for linear, shift, votes in _similarities(a, b, (low, high), max_angle_deg, count):
+    for linear, shift, votes in similarities(a, b, (low, high), max_angle_deg, count):
         matrix = np.hstack([linear, shift[:, None]])
         found.append(Candidate(isotropic(from_between(original, crop, matrix), crop.center_xy), votes / len(good), original.step))
     return found
@@ -53,7 +53,7 @@ def _keypoints(pixels: NDArray[np.generic], num_features: int) -> tuple[NDArray[
     return (xy + 0.5) / zoom - 0.5, codes
 
 
-def _similarities(
+def similarities(
     a: NDArray[np.float64], b: NDArray[np.float64], scale_range: tuple[float, float], max_angle_deg: float, count: int
 ) -> list[tuple[Affine, NDArray[np.float64], int]]:
     """Up to ``count`` similarities a -> b with the most inliers: (linear (2, 2), shift (2,), votes); complex numbers are points."""

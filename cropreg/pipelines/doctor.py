@@ -107,8 +107,8 @@ def _ray() -> Iterator[Finding]:
     )
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     cure = None
-    if mode != "token" and "RAY_ADDRESS" in os.environ:
-        cure = "A cluster with token authentication refuses `ray job submit` without: export RAY_AUTH_MODE=token"
+    if mode != "token" and {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & os.environ.keys():
+        cure = "A cluster with token authentication refuses `cropreg submit` without: export RAY_AUTH_MODE=token"
     yield Finding("Ray token", f"{'there' if token else 'none'}, RAY_AUTH_MODE {mode}", cure)
 
 

@@ -76,6 +76,9 @@ def _predict(
 ) -> Predictions:
     """The model's boxes for all rows, in their order, computed over the cluster."""
     cluster.connect(address)
+    cluster.check_shared(
+        storage.join(uri, name) for uri, name in ((run_uri, "run.json"), (dataset.uri, dataset.parts("pairs")[0].file))
+    )
     size = settings.batch_size
     blocks = max(1, min(-(-rows // size), max(32, int(4 * cluster.total("CPU")))))
     data = ray.data.range(rows, override_num_blocks=blocks)

@@ -8,8 +8,9 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ import ray.data
 import cropreg
 from cropreg import faults, groups, isolation, storage
 from cropreg import pairs as pairing
+from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
 from cropreg.errors import InputError, OutputError
 from cropreg.known import Known
 from cropreg.labels import Labelling, Row
@@ -104,14 +106,15 @@ def run(
         existing = _existing(out, config, settings.overwrite)
         if dry_run:
             with _planned(found, existing, config, settings) as plan:
-                return {**summary, **plan.figures, "code": 0, "dry_run": True, "parts": plan.num_parts}
+                looked_for = {"crops_looked_for": plan.num_crops_alone} if settings.by_content else {}
+                return {**summary, **plan.figures, **looked_for, "code": 0, "dry_run": True, "parts": plan.num_parts}
         with storage.held(out, "match") as lease:
             existing = _existing(out, config, settings.overwrite)  # another run may have ended meanwhile
-            with _planned(found, existing, config, settings) as plan:
+            with _planned(_by_content(found, existing, how, settings, address), existing, config, settings) as plan:
                 if not plan.num_paired:
                     raise InputError(
                         f"no crop has an original: {plan.figures['pairs']} pictures and not one pair. {plan.first_alone} "
-                        f"See --pair-by and --pairs."
+                        f"See --pair-by, --pairs and --by-content."
                     )
                 if plan.num_parts or existing is None or plan.removed != existing.manifest.get("removed", []):
                     written, counts = (
@@ -120,6 +123,18 @@ def run(
                     lease.check()
                     _commit(out, written, plan.stay + counts, existing, config, settings.overwrite, plan.removed)
                 return {**summary, **plan.figures, **_report(BoxDataset.open(out), settings)}
+
+
+def _by_content(
+    found: pairing.Streamed, existing: BoxDataset | None, how: Labelling, settings: MatchSettings, address: str | None
+) -> Iterable[list[Pair]]:
+    """The pairs, as they are or with an original for every crop that was alone and could be found in one."""
+    if not settings.by_content:
+        return found
+    pairs = [pair for some in found for pair in some]
+    known = existing.pairs(KNOWN_COLUMNS).to_pylist() if existing and not settings.overwrite else []
+    spread = partial(cluster.spread, address=address, concurrency=settings.concurrency)
+    return [pair_by_content(pairs, known, spread, max_pixels=how.max_pixels, matcher=how.matcher)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +147,7 @@ class _Plan:
 
     figures: dict[str, int]
     num_paired: int
+    num_crops_alone: int
     first_alone: str
     stay: Counter[str]
     removed: list[str]
@@ -144,17 +160,18 @@ class _Plan:
 
 @contextlib.contextmanager
 def _planned(
-    found: pairing.Streamed, existing: BoxDataset | None, config: dict[str, Any], settings: MatchSettings
+    found: Iterable[list[Pair]], existing: BoxDataset | None, config: dict[str, Any], settings: MatchSettings
 ) -> Iterator[_Plan]:
     """Goes through all pairs once, and cuts what is to be matched into parts."""
     known = Known(None if settings.overwrite else existing)
     retried = settings.retry_failed.split(",") if settings.retry_failed else []
-    num_pairs = num_alone = num_todo = 0
+    num_pairs = num_alone = num_crops_alone = num_todo = 0
     first_alone = ""
     with Spill(most_in_memory=_PARTS_IN_MEMORY) as parts:
         for pairs in found:
             alone = [pair for pair in pairs if pair.original_uri is None or pair.crop_uri is None]
             num_pairs, num_alone = num_pairs + len(pairs), num_alone + len(alone)
+            num_crops_alone += sum(pair.original_uri is None for pair in alone)
             if alone and not first_alone:
                 first = min(alone, key=lambda pair: pair.pair_id)
                 first_alone = f"First: {first.original_uri or first.crop_uri}: {first.reason}."
@@ -167,7 +184,7 @@ def _planned(
                 name = fingerprint([identity, sorted([p.pair_id, p.stamp] for p in part)])
                 parts.add(name, (name, [(p.pair_id, p.original_uri, p.crop_uri, p.stamp, p.reason) for p in part]))
         figures = {"pairs": num_pairs, "unpaired": num_alone, "computed": num_todo}
-        yield _Plan(figures, num_pairs - num_alone, first_alone, known.counts(), known.removed(), parts)
+        yield _Plan(figures, num_pairs - num_alone, num_crops_alone, first_alone, known.counts(), known.removed(), parts)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
@@ -220,8 +237,10 @@ def _build(
     A part of that name that is there already is taken as it is.
     """
     cluster.connect(address)
+    parts = (part for some in plan.parts for part in some)
+    cluster.check_shared((uri for _, pairs in parts for pair in pairs for uri in pair[1:3] if uri), out)
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
-    blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for parts in plan.parts for name, pairs in parts]
+    blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
     limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(

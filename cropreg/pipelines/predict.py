@@ -112,6 +112,7 @@ def _predict(
     todo: Sequence[Entry], run_uri: str, out: str, model_id: str, settings: PredictSettings, address: str | None
 ) -> list[dict[str, Any]]:
     cluster.connect(address)
+    cluster.check_shared([storage.join(run_uri, "run.json"), *(entry.uri for entry in todo)], out)
     if settings.use_gpu and cluster.total("GPU") < 1 and not cluster.may_grow(address):
         raise ClusterError("--use-gpu: Ray finds no GPU on this machine. Leave the flag out.")
     table = pa.Table.from_pylist([{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo])

@@ -107,6 +107,7 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster.connect(address)
+    cluster.check_shared((storage.join(dataset.uri, part.file) for part in dataset.parts("pairs")), out)
     gpus, cpus = cluster.total("GPU"), cluster.total("CPU")
     use_gpu = gpus >= settings.num_workers if settings.use_gpu is None else settings.use_gpu
     cpus_each = settings.cpus_per_worker or max(1.0, cpus // settings.num_workers if not use_gpu else 1.0)
@@ -184,7 +185,9 @@ def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = Loaders(dataset, settings, device, rank, world)
-    architecture = Architecture(head=settings.head, image_side=settings.image_side, dropout=settings.dropout)
+    architecture = Architecture(
+        head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine
+    )
     baselines = fit_baselines(batches.train_data.labels.boxes_norm)
     core = CropRegressor(architecture, baselines["median_box"])
     last = storage.join(out, "checkpoints/last")

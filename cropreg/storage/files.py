@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 
 from cropreg.errors import OutputError
 from cropreg.storage import local, remote
 from cropreg.storage.entry import Entry
-from cropreg.storage.uris import is_remote, local_path
+from cropreg.storage.local import TEMPORARY_PREFIX
+from cropreg.storage.uris import is_remote, join, local_path
 
 
 def read_bytes(uri: str) -> bytes:
@@ -112,15 +114,20 @@ def list_files(folder: str, suffixes: tuple[str, ...] | None = None, *, skip: tu
 
 
 def make_folder(uri: str) -> None:
-    """Makes a local folder and its parents; an object store needs none.
+    """Makes a local folder and its parents; of an object store, which needs none, it is tried whether we may write there.
+
+    So a bucket that is not there, or not ours, is told before the work starts that would be written to it.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be made, or not be written to.
     """
-    if is_remote(uri):
-        return
     try:
-        os.makedirs(local_path(uri), exist_ok=True)
+        if is_remote(uri):
+            probe = join(uri, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+            remote.replace(probe, b"")
+            remote.remove(probe)
+        else:
+            os.makedirs(local_path(uri), exist_ok=True)
     except OSError as error:
         raise _cannot_write(uri, error) from error
 
@@ -139,4 +146,5 @@ def remove(uri: str) -> None:
 
 def _cannot_write(uri: str, error: OSError) -> OutputError:
     cause = error.strerror or str(error)
-    return OutputError(f"{uri}: cannot be written ({cause}). What was finished is kept; free or unlock the place and run again.")
+    cure = "check the bucket and what your credentials allow" if is_remote(uri) else "free or unlock the place"
+    return OutputError(f"{uri}: cannot be written ({cause}). What was finished is kept; {cure} and run again.")

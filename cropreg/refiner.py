@@ -1,0 +1,85 @@
+"""The second look: a small network that says where in a strip the edge lies, as a distribution over places.
+
+A distribution and not a number (Li et al., "Generalized Focal Loss", NeurIPS 2020): its mean is the edge, its width says how sure that
+is, and a strip that shows two likely edges is not answered with the place between them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cropreg.strips import ACROSS_PX
+
+_CHANNELS = 24
+_BINS = ACROSS_PX // 2
+_SOFT = 0.05  # standard deviation of the soft label, in shares of the reach: 0.4% of the picture's side
+_SMOOTH = 0.05
+_LABEL_WEIGHT, _OFFSET_WEIGHT = 0.2, 5.0
+
+
+class EdgeRefiner(nn.Module):
+    """Strips in, edges out; the same weights for all four edges, which are told which one they are.
+
+    Along the edge everything is pooled by attention: what says where the edge lies may be a small part of it.
+    """
+
+    positions: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        c = _CHANNELS
+        self.body = nn.Sequential(
+            _block(3 + 4, c, (2, 1), 5),
+            _block(c, c, (2, 1)),
+            _block(c, 2 * c, (2, 2)),
+            _block(2 * c, 2 * c, (1, 1)),
+            _block(2 * c, 2 * c, (2, 1)),
+            _block(2 * c, 2 * c, (1, 1)),
+        )
+        self.attention = nn.Conv2d(2 * c, 1, 1)
+        self.across = nn.Sequential(
+            nn.Conv1d(2 * c, 2 * c, 7, padding=3, bias=False),
+            nn.BatchNorm1d(2 * c),
+            nn.SiLU(inplace=True),
+            nn.Conv1d(2 * c, 2 * c, 7, padding=3),
+            nn.SiLU(inplace=True),
+        )
+        self.last = nn.Conv1d(2 * c, 1, 1)
+        nn.init.zeros_(self.last.weight)  # at first every place is as likely: the first look's edge stands
+        self.register_buffer("positions", (torch.arange(_BINS) + 0.5) / _BINS * 2 - 1, persistent=False)
+
+    def forward(self, strips: torch.Tensor) -> torch.Tensor:
+        """(N, 4, 3, ALONG_PX, ACROSS_PX) normalised strips to logits (N, 4, bins) of the edge's place, outside to inside."""
+        count = strips.shape[0]
+        flat = strips.flatten(0, 1)  # (4N, 3, along, across)
+        which = torch.eye(4, device=flat.device, dtype=flat.dtype).repeat(count, 1)[:, :, None, None]
+        features = self.body(torch.cat([flat, which.expand(-1, -1, flat.shape[2], flat.shape[3])], dim=1))
+        weights = self.attention(features).softmax(dim=2)
+        pooled = (features * weights).sum(dim=2)  # (4N, 2c, bins)
+        logits: torch.Tensor = self.last(self.across(pooled)).view(count, 4, _BINS)
+        return logits
+
+    def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean and the standard deviation (N, 4) of the places that ``logits`` describe, in shares of the reach."""
+        shares = logits.softmax(dim=-1)
+        mean = (shares * self.positions).sum(dim=-1)
+        variance = (shares * (self.positions - mean[..., None]) ** 2).sum(dim=-1)
+        return mean, variance.sqrt()
+
+
+def refine_loss(refiner: EdgeRefiner, logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The loss of each picture (N,): cross-entropy with a soft label about the true place, and smooth L1 of the mean.
+
+    ``offsets`` (N, 4) are the true places in shares of the reach.
+    """
+    soft = (-(((offsets[..., None] - refiner.positions) / _SOFT) ** 2) / 2).softmax(dim=-1)
+    label = -(soft * logits.log_softmax(dim=-1)).sum(dim=-1).mean(dim=1)
+    mean, _ = refiner.read(logits)
+    offset = nn.functional.smooth_l1_loss(mean, offsets, beta=_SMOOTH, reduction="none").mean(dim=1)
+    return _LABEL_WEIGHT * label + _OFFSET_WEIGHT * offset
+
+
+def _block(channels: int, kept: int, stride: tuple[int, int], kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, kept, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(kept), nn.SiLU(inplace=True))

@@ -1,0 +1,67 @@
+"""Strips: what lies along the four edges of a box, at the full resolution of the small picture.
+
+The regressor sees a whole picture in a small square, where an edge can be told to about one pixel of that square.  A second look, along
+each predicted edge, sees ten times as much.  Strips are turned so that the inside of the box is always on the right.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+REACH = 0.08  # share of the picture's side to either side of an edge: the first look is off by more for one edge in a hundred
+ACROSS_PX, ALONG_PX = 64, 96
+OUTWARD = np.array([-1.0, -1.0, 1.0, 1.0])  # in which direction an edge (left, top, right, bottom) leaves the box
+_OUTSIDE = (128, 128, 128)  # beyond the picture
+
+
+def cut_strips(pixels: NDArray[np.uint8], box_norm: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The strips along a box's edges.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        box_norm: (4,) x1, y1, x2, y2 in shares of the picture.
+
+    Returns:
+        (4, ALONG_PX, ACROSS_PX, 3) uint8: left, top, right, bottom edge, each in the middle of its strip, outside to the left.
+    """
+    height, width = pixels.shape[:2]
+    x1, y1, x2, y2 = np.asarray(box_norm, np.float64)
+    upright = [
+        _sampled(pixels, (x - REACH) * width, y1 * height, (x + REACH) * width, y2 * height, ACROSS_PX, ALONG_PX) for x in (x1, x2)
+    ]
+    lying = [
+        _sampled(pixels, x1 * width, (y - REACH) * height, x2 * width, (y + REACH) * height, ALONG_PX, ACROSS_PX) for y in (y1, y2)
+    ]
+    left, right = upright
+    top, bottom = (strip.transpose(1, 0, 2) for strip in lying)
+    return np.stack([left, top, right[:, ::-1], bottom[:, ::-1]])
+
+
+def jittered(box_norm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A box (4,) whose edges are off as a first look's are: mostly by a few hundredths, sometimes by as much as a strip shows."""
+    near, far = rng.normal(0, REACH / 4, 4), rng.uniform(-REACH, REACH, 4)
+    off = np.clip(np.where(rng.random(4) < 0.7, near, far), -0.97 * REACH, 0.97 * REACH)
+    return np.asarray(box_norm, np.float64) + off
+
+
+def offsets_between(box_norm: NDArray[np.float64], true_norm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far (..., 4) the true edges lie inside those of ``box_norm``, in shares of ``REACH``: what a refiner learns to say."""
+    return (np.asarray(box_norm) - np.asarray(true_norm)) * OUTWARD / REACH
+
+
+def moved(box_norm: NDArray[np.float64], offsets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The boxes (..., 4) with each edge moved inward by its offset: undoes :func:`offsets_between`."""
+    return np.asarray(box_norm) - np.asarray(offsets) * OUTWARD * REACH
+
+
+def _sampled(pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float, columns: int, rows: int) -> NDArray[np.uint8]:
+    """A rectangle in pixels of the picture, which may reach beyond it, as (rows, columns, 3); averaged where it shrinks."""
+    step_x, step_y = max(x2 - x1, 1e-3) / columns, max(y2 - y1, 1e-3) / rows
+    cells = max(1, int(step_x)), max(1, int(step_y))
+    source = cv2.blur(pixels, cells) if max(cells) > 1 else pixels
+    matrix = np.array([[step_x, 0, x1 + step_x / 2 - 0.5], [0, step_y, y1 + step_y / 2 - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    strip = cv2.warpAffine(source, matrix, (columns, rows), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=_OUTSIDE)
+    return np.asarray(strip, np.uint8)
