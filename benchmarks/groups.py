@@ -158,8 +158,8 @@ def confusion(name: str, found: list[int | None]) -> None:
     for i in range(len(hashes)):
         close.update(np.bitwise_count(hashes[i] ^ hashes[i + 1 :]).tolist())
     num_pairs = max(1, len(hashes) * (len(hashes) - 1) // 2)
-    distinct = np.unique(hashes)
-    chained = [np.bincount(groups._components(distinct, d)).max() if len(distinct) else 0 for d in DISTANCES]
+    distinct, where = np.unique(hashes, return_inverse=True)
+    chained = [np.bincount(groups._components(distinct, d)[where]).max() if len(distinct) else 0 for d in DISTANCES]
     largest = np.bincount(groups.linked(hashes)).max() if len(hashes) else 0
     show(
         f"  {name} ({len(hashes)} of {len(found)} hashed)",
@@ -210,7 +210,7 @@ def main() -> None:
                 found.append(hash_of(path.read_bytes(), path.name))
             except UnreadableImage:
                 continue
-        confusion(folder.parent.name or folder.name, found)
+        confusion(folder.name, found)
     million(o.hashes, rng)
 
 
