@@ -31,7 +31,7 @@ def label_nothing(pairs: Sequence[Any], how: Any, limits: Any) -> tuple[list[dic
     rows = [
         {"pair_id": p.pair_id, "original_uri": p.original_uri, "crop_uri": p.crop_uri, "original_id": p.pair_id, "group": p.pair_id}
         | row
-        | {"stamp": p.stamp}
+        | {"stamp": p.stamp, "original_phash": int(p.pair_id[:16], 16)}
         for p in pairs
     ]
     return rows, []

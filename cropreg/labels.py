@@ -173,7 +173,9 @@ def _read(uri: str) -> bytes:
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise UnreadableImage(uri, "is not there", "Was it moved after the folder was listed?") from error
+        raise UnreadableImage(
+            uri, "is not there", "Was it moved after the folder was listed, or is it a link that leads nowhere?"
+        ) from error
     except PermissionError as error:
         raise UnreadableImage(uri, "may not be read", "Give this user the right to read it.") from error
     except OSError as error:

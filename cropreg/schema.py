@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -319,18 +320,23 @@ def read_predictions(uri: str) -> list[dict[str, Any]]:
 
 
 def top_reasons(rows: Iterable[dict[str, Any]], count: int = 3) -> list[tuple[str, int]]:
-    """The commonest reasons, and how often each.  The name of the row's own file is left out, or none would come twice.
+    """The commonest reasons, and how often each.
 
-    >>> top_reasons([{"verdict": "failed", "reason": f"{x}: is empty.", "image_uri": x} for x in ("a", "b")])
-    [('failed: is empty.', 2)]
+    The name of the row's own file is left out, and reasons that differ in numbers only count as one, of which the first is shown: or
+    none would come twice.
+
+    >>> top_reasons([{"verdict": "failed", "reason": f"{x}: {x} bytes.", "image_uri": str(x)} for x in (7, 8)])
+    [('failed: 7 bytes. (and alike)', 2)]
     """
-    reasons: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = {}
     for row in rows:
         reason = str(row["reason"])
         for uri in (row.get("original_uri"), row.get("crop_uri"), row.get("image_uri")):
             reason = reason.removeprefix(f"{uri}: ")
-        reasons[f"{row['verdict']}: {reason}"] += 1
-    return reasons.most_common(count)
+        text = f"{row['verdict']}: {reason}"
+        reasons.setdefault(re.sub(r"\d[\d,.]*", "0", text), Counter())[text] += 1
+    alike = [(next(iter(texts)) + " (and alike)" * (len(texts) > 1), texts.total()) for texts in reasons.values()]
+    return sorted(alike, key=lambda item: -item[1])[:count]
 
 
 def plain_cell(value: Any) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cropreg.errors import InputError
 from cropreg.pipelines import check
+from cropreg.schema import GROUPS, BoxDataset, Part, commit_manifest, parquet_bytes, top_reasons
 
 pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pictures
 
@@ -31,6 +32,64 @@ def test_check_counts_and_leaves_something_to_look_at(boxes: Path) -> None:
     for name in ("labels.jpg", "histograms.png"):
         with Image.open(boxes / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 10, "something is drawn"
+
+
+def test_check_says_how_many_originals_share_a_group(boxes: Path) -> None:
+    assert check.run(str(boxes))["groups"] == {
+        "originals": 60,
+        "groups_of_several": 0,
+        "originals_in_them": 0,
+        "largest": 1,
+        "in_two_splits": 0,
+    }
+    _add_groups(
+        boxes,
+        [("0001", "0000"), ("0002", "0000"), ("0004", "0003")],
+        {"0000": _split(boxes, "0000"), "0003": _split(boxes, "0003")},
+    )
+    assert check.run(str(boxes))["groups"] == {
+        "originals": 60,
+        "groups_of_several": 2,
+        "originals_in_them": 5,
+        "largest": 3,
+        "in_two_splits": 0,
+    }
+
+
+def test_check_refuses_a_group_in_two_splits(boxes: Path) -> None:
+    elsewhere = "test" if _split(boxes, "0000") != "test" else "train"
+    _add_groups(boxes, [("0001", "0000")], {"0000": elsewhere})
+    with pytest.raises(InputError, match=r"1 groups stand in more than one split, first 0000 in .* match again with --overwrite"):
+        check.run(str(boxes))
+
+
+def _split(boxes: Path, name: str) -> str:
+    rows = BoxDataset.open(str(boxes)).pairs(["original_id", "split"]).to_pylist()
+    return str(next(row["split"] for row in rows if row["original_id"] == name))
+
+
+def _add_groups(boxes: Path, groups: list[tuple[str, str]], splits: dict[str, str]) -> None:
+    """Lists a groups table in a new manifest."""
+    data = parquet_bytes(({"original_id": name, "group": group, "split": splits[group]} for name, group in groups), GROUPS)
+    (boxes / "groups").mkdir()
+    (boxes / "groups" / "part-a.parquet").write_bytes(data)
+    dataset = BoxDataset.open(str(boxes))
+    listed = [*dataset.parts("pairs"), *dataset.parts("proxies"), Part.of("groups", "groups/part-a.parquet", len(groups), data)]
+    commit_manifest(str(boxes), listed, config={}, counts={}, parent=dataset.number, version="0")
+
+
+def test_reasons_that_differ_in_numbers_only_are_counted_together() -> None:
+    reasons = [
+        "The crop (9 x 8 px) is too large.",
+        "The crop (7 x 6 px) is too large.",
+        "no crop has this name",
+        "no crop has this name",
+    ]
+    rows = [{"verdict": "no_match", "reason": reason} for reason in [*reasons, reasons[0]]]
+    assert top_reasons(rows) == [
+        ("no_match: The crop (9 x 8 px) is too large. (and alike)", 3),
+        ("no_match: no crop has this name", 2),
+    ]
 
 
 def test_check_writes_nothing_when_dry(boxes: Path) -> None:

@@ -139,6 +139,37 @@ def test_match_again_computes_only_what_is_new(boxes: Path, folder: Path, tmp_pa
     assert listed == set(Path(out).rglob("part-*"))
 
 
+def test_near_duplicates_stay_together_in_one_run_or_in_several(ray_local: None, folder: Path, tmp_path: Path) -> None:
+    for side in ("originals", "crops"):
+        (tmp_path / side).mkdir()
+
+    def add(name: str, source: str, quality: int) -> None:
+        shutil.copy(folder / "crops" / f"{source}.png", tmp_path / "crops" / f"{name}.png")
+        with Image.open(folder / "originals" / f"{source}.jpg") as picture:
+            picture.save(tmp_path / "originals" / f"{name}.jpg", quality=quality)
+
+    def groups(out: str) -> dict[str, tuple[str, str]]:
+        match.run(
+            str(tmp_path / "originals"), str(tmp_path / "crops"), out=str(tmp_path / out), settings=MatchSettings(max_bad_share=1)
+        )
+        rows = BoxDataset.open(str(tmp_path / out)).pairs(["original_uri", "group", "split", "original_phash"]).to_pylist()
+        assert all(row["original_phash"] is not None for row in rows)
+        return {Path(row["original_uri"]).stem: (row["group"], row["split"]) for row in rows}
+
+    for i in range(4):
+        add(f"first {i}", f"000{i}", 95)
+    before = groups("steps")
+    assert len({*before.values()}) == 4
+    for i in range(4):
+        add(f"saved again {i}", f"000{i}", 60)
+    after = groups("steps")
+    assert {name: after[name] for name in before} == before, "what was there keeps group and split"
+    assert all(after[f"saved again {i}"] == before[f"first {i}"] for i in range(4))
+    at_once = groups("once")
+    assert all(at_once[f"saved again {i}"] == at_once[f"first {i}"] for i in range(4)) and len({*at_once.values()}) == 4
+    assert len(BoxDataset.open(str(tmp_path / "once")).parts("groups")) == 1
+
+
 def test_python_api_makes_the_same_dataset(folder: Path, boxes: Path, tmp_path: Path) -> None:
     dataset = cropreg.compute_bounding_boxes(
         str(folder / "originals"), str(folder / "crops"), str(tmp_path / "api"), split="60/20/10/10"
