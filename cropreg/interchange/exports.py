@@ -106,8 +106,8 @@ def _write_sidecars(
     kind: str, rows: Mapping[str, Row], cropped: Mapping[str, Row], images: str, out: str, overwrite: bool, max_pixels: int
 ) -> dict[str, int]:
     names = sidecar_names(kind, rows)
-    there = {entry.relative: entry.uri for entry in storage.list_files(out, (f".{kind}",))}
-    beside = {entry.relative: entry.uri for entry in storage.list_files(images, (f".{kind}",), skip=(out,))}
+    candidates = {name for picture in cropped for name in (names[picture], f"{picture}.{kind}")}
+    there, beside = (_standing(folder, candidates, kind) for folder in (out, images))
 
     def write_one(picture: str) -> bool:
         name, row = names[picture], cropped[picture]
@@ -129,6 +129,14 @@ def _write_sidecars(
             storage.remove(storage.join(out, names[picture]))
     counts = {kind: sum(written)}
     return counts | ({f"{kind}_left_alone": len(written) - sum(written)} if not all(written) else {})
+
+
+def _standing(folder: str, names: Iterable[str], kind: str) -> dict[str, str]:
+    """Those of the sidecars that are there, with their URIs; an object store is asked once, not for each."""
+    if storage.is_remote(folder):
+        return {entry.relative: entry.uri for entry in storage.list_files(folder, (f".{kind}",))}
+    uris = {name: storage.join(folder, name) for name in names}
+    return {name: uri for name, uri in uris.items() if storage.exists(uri)}
 
 
 def _sidecar(kind: str, row: Row, existing: bytes | None, name: str, max_pixels: int) -> bytes:

@@ -90,6 +90,8 @@ def run(
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     found: Sequence[Pair]
+    if settings.import_from and not settings.import_:
+        raise UsageError("--import-from needs --import: say what it holds, xmp, pp3, coco or csv.")
     if settings.import_:
         config = {"split": shares, "import": settings.import_, **asdict(how), "matcher": None}
         found = _imported(originals, crops, pairs, settings)
