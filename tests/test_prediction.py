@@ -190,6 +190,15 @@ def test_picture_that_cannot_be_written_in_its_own_format_fails_alone(predictor:
     assert "cannot be written without loss" in rows[0]["reason"]
 
 
+def test_picture_that_is_only_read_keeps_its_crop_in_a_sidecar(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 240 180 65535\n" + (framed_print(1)[0].astype(">u2") * 257).tobytes())
+    items = [(str(tmp_path / "deep.ppm"), "deep.ppm")]
+    (row,) = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0, export_="xmp"))
+    assert (row["verdict"], row["crop_uri"]) == ("accept", None) and "stands in its sidecar alone" in row["reason"]
+    (row,) = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0, export_="coco"))
+    assert row["verdict"] == "failed"
+
+
 def test_limit_of_pixels_holds_for_cutting_as_for_looking(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

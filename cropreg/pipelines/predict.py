@@ -272,6 +272,8 @@ def _row(
 def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
     """Writes the crop and notes where; a picture that cannot be cut becomes ``failed`` with the reason.
 
+    One of a kind that is read but not written has no crop, and is not ``failed`` where sidecars are written.
+
     Raises:
         OutputError: the place cannot be written: the next picture would fail too.
     """
@@ -282,7 +284,10 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
             data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels
         )
     except CropregError as error:
-        row.update(verdict=FAILED, reason=str(error))
+        if isinstance(error, OutputError) and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
+            row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
+        else:
+            row.update(verdict=FAILED, reason=str(error))
         return
     if settings.overwrite:
         storage.write_whole(uri, crop)
