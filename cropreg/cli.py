@@ -190,7 +190,7 @@ def evaluate(
 @app.command
 def predict(
     run: str,
-    images: str,
+    images: Annotated[str, Parameter(allow_leading_hyphen=True)],
     *,
     out: str,
     settings: Annotated[PredictSettings, _Flat] = PredictSettings(),  # noqa: B008
@@ -203,7 +203,7 @@ def predict(
     run
         Folder of the run whose best checkpoint crops, or a model file: an .onnx that cropreg export has written.
     images
-        Folder of pictures; they are never touched.
+        Folder of pictures, which are never touched; or - for paths on standard input, one a line.
     out
         Folder of the crops, mirroring the tree of the pictures; a second run continues.
     """
@@ -211,7 +211,10 @@ def predict(
     def work() -> dict[str, Any]:
         from cropreg.pipelines import predict as pipeline
 
-        return pipeline.run(run, images, out=out, settings=settings, address=door.address, dry_run=door.dry_run)
+        if images.startswith("-") and images != "-":  # a mistyped flag, which the lone hyphen lets through
+            raise UsageError(f"Unknown option: {images}\nSee: cropreg predict --help")
+        named = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if images == "-" else images
+        return pipeline.run(run, named, out=out, settings=settings, address=door.address, dry_run=door.dry_run)
 
     return _finish(work, door, out)
 

@@ -132,7 +132,10 @@ class PredictSettings(Settings):
     quality: int | None = Field(
         None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"
     )
-    metadata: Literal["all", "none"] = Field("all", description="what the crop keeps of the original's metadata")
+    metadata: Literal["all", "safe", "none"] = Field(
+        "all",
+        description="what a crop keeps of its original's; safe: no GPS, serial numbers, camera's own notes, owner's or author's name",
+    )
     max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
     max_bad_share: float = Field(0.5, ge=0, le=1, description="exit code 6 when a larger share of the pictures fails")
     batch_size: int = Field(16, ge=1, description="pictures a task reads at a time")

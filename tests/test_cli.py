@@ -82,6 +82,9 @@ def test_mistake_in_the_file_ends_with_2_and_says_what_was_meant(
     [
         ["train", "boxes", "--out", "x", "--max-epochs", "0"],
         ["train", "boxes", "--out", "x", "--nonsense"],
+        ["predict", "run", "--nonsense", "--out", "x"],
+        ["predict", "run", "images", "--nonsense", "--out", "x"],
+        ["predict", "run", "--out", "x"],
         ["train", "boxes"],
         ["crop"],
         ["match", "only-one", "--out", "x"],

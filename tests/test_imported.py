@@ -212,6 +212,8 @@ def test_import_says_what_it_needs(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     with pytest.raises(InputError, match="cannot be read"):
         find("csv", str(tmp_path), str(tmp_path / "absent.csv"))
+    with pytest.raises(UsageError, match="--import-from needs --import"):
+        match.run(str(tmp_path), None, out=str(tmp_path / "b"), settings=MatchSettings(import_from="a"))
     with pytest.raises(UsageError, match="leave out CROPS"):
         match.run(str(tmp_path), str(tmp_path), out=str(tmp_path / "b"), settings=MatchSettings(import_="xmp"))
 

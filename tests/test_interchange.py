@@ -484,6 +484,8 @@ def test_pictures_that_differ_by_their_ending_have_sidecars_of_their_own(folders
     rows = {name: row(Box(1, 2, 11, 22)) for name in ("a.jpg", "a.png", "b.jpg")}
     write(folders, rows, "xmp")
     assert sorted(p.name for p in folders[1].iterdir()) == ["a.jpg.xmp", "a.png.xmp", "b.xmp"]
+    assert exports.sidecar_names("xmp", ["a.jpg", "a.NEF"]) == {"a.jpg": "a.jpg.xmp", "a.NEF": "a.xmp"}
+    assert exports.sidecar_names("pp3", ["a.jpg", "a.NEF"]) == {"a.jpg": "a.jpg.pp3", "a.NEF": "a.NEF.pp3"}
 
 
 def test_orientation_that_the_table_does_not_hold_is_read_from_the_picture(folders: tuple[Path, Path]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from conftest import framed_print, textured
 from PIL import Image
 
-from cropreg import calibration
+from cropreg import calibration, cli, storage
 from cropreg.boxes import Box
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
@@ -190,6 +192,15 @@ def test_picture_that_cannot_be_written_in_its_own_format_fails_alone(predictor:
     assert "cannot be written without loss" in rows[0]["reason"]
 
 
+def test_picture_that_is_only_read_keeps_its_crop_in_a_sidecar(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 240 180 65535\n" + (framed_print(1)[0].astype(">u2") * 257).tobytes())
+    items = [(str(tmp_path / "deep.ppm"), "deep.ppm")]
+    (row,) = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0, export_="xmp"))
+    assert (row["verdict"], row["crop_uri"]) == ("accept", None) and "stands in its sidecar alone" in row["reason"]
+    (row,) = crop_batch(items, predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0, export_="coco"))
+    assert row["verdict"] == "failed"
+
+
 def test_limit_of_pixels_holds_for_cutting_as_for_looking(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +233,7 @@ class Made:
         for number, entry in enumerate(todo):
             if number == self.batches:
                 raise KeyboardInterrupt
-            item = {"uri": entry.uri, "relative": entry.relative, "stamp": entry.stamp}
+            item = {"uri": entry.uri, "relative": storage.path_to_uri(entry.relative), "stamp": entry.stamp}
             rows += predict._predict_batch(pa.Table.from_pylist([item]), run_uri, out, model_id, settings).to_pylist()
         return rows
 
@@ -279,6 +290,35 @@ def test_exports_of_what_is_finished_compute_nothing(made: Made) -> None:
     for row in rows:
         box, _ = xmp.read((made.out / f"{Path(row['image_uri']).stem}.xmp").read_bytes(), (240, 180), row["orientation"], "a")
         assert np.abs(np.array([*box]) - [row[k] for k in ("x1", "y1", "x2", "y2")]).max() < 1e-4
+
+
+def test_pictures_may_be_named_one_by_one(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "in" / "sub" / os.fsdecode(b"latin-\xe9.png")
+    odd.parent.mkdir()
+    odd.write_bytes((made.images / "0.png").read_bytes())
+    lines = [str(made.images / "1.png"), "", str(odd), str(made.images / "1.png"), str(made.images / "absent.png")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(map(os.fsencode, lines)) + b"\n")))
+    arguments = ["predict", "/run", "-", "--out", str(made.out), "--min-confidence", "0", "--export", "xmp", "--quiet"]
+    assert cli.run(arguments) == 0
+    rows = read_predictions(str(made.out / "predictions.parquet"))
+    assert [(storage.name_of(row["image_uri"]), row["verdict"]) for row in rows] == [
+        ("1.png", "accept"),
+        ("absent.png", "failed"),
+        ("latin-%E9.png", "accept"),
+    ]
+    made_files = {os.path.relpath(path, made.out) for path in made.out.rglob("*") if path.suffix in (".png", ".xmp")}
+    inner = os.path.join("sub", odd.stem)
+    assert made_files == {"1.png", "1.xmp", f"{inner}.png", f"{inner}.xmp"}
+
+
+@pytest.mark.parametrize(
+    ("named", "error", "message"), [([], InputError, "list of paths is empty"), (["s3://b/a.jpg"], UsageError, "on this machine")]
+)
+def test_list_of_pictures_that_cannot_be_used_is_refused(
+    made: Made, named: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        predict.run("/run", named, out=str(made.out), settings=PredictSettings())
 
 
 def test_unknown_export_is_refused_before_anything_is_computed(made: Made) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from cropreg import storage
 from cropreg.boxes import Box
 from cropreg.errors import InputError, UsageError
-from cropreg.images import read_header
+from cropreg.images import RAW_SUFFIXES, read_header
 from cropreg.interchange import coco, hugging_face, label_studio, pp3, xmp
 from cropreg.schema import ACCEPT
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("csv", "coco", "label-studio", "xmp", "pp3", "hf")
-_SIDECARS = ("xmp", "pp3")
+SIDECARS = ("xmp", "pp3")
 _AT_ONCE = 8  # sidecars; each is a few small files, and an object store answers slowly
 
 Row = dict[str, Any]
@@ -69,6 +69,7 @@ def write(
     """
     named = [(storage.as_text(name), row) for name, row in sorted(rows.items(), key=lambda item: os.fsencode(item[0]))]
     cropped = {name: row for name, row in rows.items() if row["verdict"] == ACCEPT or (doubtful and row["x1"] is not None)}
+    kept = {storage.as_text(name) for name in cropped}
     readable = sum(row["x1"] is not None for _, row in named)
     counts: dict[str, int] = {}
     for kind in formats:
@@ -81,8 +82,8 @@ def write(
             storage.write_whole(storage.join(out, "label-studio.json"), label_studio.write(named, images))
         elif kind == "hf":
             counts[kind] = len(cropped)
-            kept = [(name, row) for name, row in named if row["verdict"] == ACCEPT or (doubtful and row["x1"] is not None)]
-            storage.write_whole(storage.join(out, "hf", "metadata.jsonl"), hugging_face.write(kept))
+            lines = hugging_face.write([item for item in named if item[0] in kept])
+            storage.write_whole(storage.join(out, "hf", "metadata.jsonl"), lines)
         else:
             counts |= _write_sidecars(kind, rows, cropped, images, out, overwrite, max_pixels)
     return counts
@@ -92,13 +93,16 @@ def sidecar_names(kind: str, pictures: Iterable[str]) -> dict[str, str]:
     """The relative path of each picture's sidecar: ``IMG.xmp``, as Adobe's programs name it, and ``IMG.jpg.pp3``.
 
     Pictures that differ by their ending alone keep it, so that each has a sidecar of its own: ``IMG.jpg.xmp``, as darktable names it.
+    Of a RAW file and its JPEG, ``IMG.xmp`` is the RAW file's, for Adobe's programs too.
     """
     pictures = list(pictures)
     stems = Counter(os.path.splitext(picture)[0] for picture in pictures)
+    raws = Counter(os.path.splitext(picture)[0] for picture in pictures if picture.lower().endswith(RAW_SUFFIXES))
     names = {}
     for picture in pictures:
-        stem = os.path.splitext(picture)[0]
-        names[picture] = f"{stem}.xmp" if kind == "xmp" and stems[stem] == 1 else f"{picture}.{kind}"
+        stem, is_raw = os.path.splitext(picture)[0], picture.lower().endswith(RAW_SUFFIXES)
+        is_alone = stems[stem] == 1 or (is_raw and raws[stem] == 1)
+        names[picture] = f"{stem}.xmp" if kind == "xmp" and is_alone else f"{picture}.{kind}"
     return names
 
 
@@ -106,8 +110,8 @@ def _write_sidecars(
     kind: str, rows: Mapping[str, Row], cropped: Mapping[str, Row], images: str, out: str, overwrite: bool, max_pixels: int
 ) -> dict[str, int]:
     names = sidecar_names(kind, rows)
-    there = {entry.relative: entry.uri for entry in storage.list_files(out, (f".{kind}",))}
-    beside = {entry.relative: entry.uri for entry in storage.list_files(images, (f".{kind}",), skip=(out,))}
+    candidates = {name for picture in cropped for name in (names[picture], f"{picture}.{kind}")}
+    there, beside = (_standing(folder, candidates, kind) for folder in (out, images))
 
     def write_one(picture: str) -> bool:
         name, row = names[picture], cropped[picture]
@@ -129,6 +133,14 @@ def _write_sidecars(
             storage.remove(storage.join(out, names[picture]))
     counts = {kind: sum(written)}
     return counts | ({f"{kind}_left_alone": len(written) - sum(written)} if not all(written) else {})
+
+
+def _standing(folder: str, names: Iterable[str], kind: str) -> dict[str, str]:
+    """Those of the sidecars that are there, with their URIs; an object store is asked once, not for each."""
+    if storage.is_remote(folder):
+        return {entry.relative: entry.uri for entry in storage.list_files(folder, (f".{kind}",))}
+    uris = {name: storage.join(folder, name) for name in names}
+    return {name: uri for name, uri in uris.items() if storage.exists(uri)}
 
 
 def _sidecar(kind: str, row: Row, existing: bytes | None, name: str, max_pixels: int) -> bytes:

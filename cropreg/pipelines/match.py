@@ -103,6 +103,8 @@ def run(
     how = Labelling(settings.proxy_long_px, settings.proxy_quality, settings.max_pixels, MatcherSettings())
     config = {"split": shares, "groups": groups.RULE, **asdict(how) | {"matcher": how.matcher.model_dump()}}
     summary: dict[str, Any] = {"verb": "match", "out": out}
+    if settings.import_from and not settings.import_:
+        raise UsageError("--import-from needs --import: say what it holds, xmp, pp3, coco or csv.")
     if settings.import_:
         config |= {"import": settings.import_, "matcher": None}
     with _listed(originals, crops, pairs, settings) as found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +33,18 @@ _TABLE, _PARTS = "predictions.parquet", ".parts"
 
 
 def run(
-    run_uri: str, images: str, *, out: str, settings: PredictSettings, address: str | None = None, dry_run: bool = False
+    run_uri: str,
+    images: str | Sequence[str],
+    *,
+    out: str,
+    settings: PredictSettings,
+    address: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Crops every picture below ``images`` into ``out`` and writes ``predictions.parquet`` and ``.csv`` there.
 
-    ``run_uri`` is a run, a checkpoint, or an exported model file.
+    ``run_uri`` is a run, a checkpoint, or an exported model file.  ``images`` may also be paths of pictures on this machine; ``out``
+    then mirrors what lies below the folder they share.
 
     What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
 
@@ -44,13 +52,16 @@ def run(
         UsageError: ``out`` holds ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
         ModelError: the checkpoint is damaged. ClusterError: Ray failed.
     """
-    run_uri, images, out = (storage.absolute(uri) for uri in (run_uri, images, out))
+    run_uri, out = storage.absolute(run_uri), storage.absolute(out)
+    named = None if isinstance(images, str) else [storage.absolute(path) for path in images if path.strip()]
+    images = storage.absolute(images) if isinstance(images, str) else _shared_folder(named or [])
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
     storage.refuse_if_held(out)
     formats = exports.parse_formats(settings.export_)
     model_id = _model_id(run_uri, settings)
-    entries = sorted(storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)), key=lambda e: e.relative)
+    found = storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)) if named is None else _entries(named, images)
+    entries = sorted(found, key=lambda e: e.relative)
     if not entries:
         raise InputError(
             f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
@@ -91,6 +102,30 @@ def run(
             f"allows. Every one stands with its reason in {storage.join(out, 'predictions.csv')}."
         )
     return summary
+
+
+def _shared_folder(uris: Sequence[str]) -> str:
+    """The deepest folder that holds all these pictures."""
+    if not uris:
+        raise InputError("no pictures: the list of paths is empty.")
+    remote = next((uri for uri in uris if storage.is_remote(uri)), None)
+    if remote:
+        raise UsageError(f"{remote}: a list may only name pictures on this machine. Give the folder instead.")
+    return storage.path_to_uri(os.path.commonpath([os.path.dirname(storage.local_path(uri)) for uri in uris]))
+
+
+def _entries(uris: Sequence[str], folder: str) -> list[Entry]:
+    """Named pictures as a listing of ``folder`` would give them; one that is not there fails later, alone."""
+    entries = []
+    for uri in dict.fromkeys(uris):
+        path = storage.local_path(uri)
+        try:
+            status = os.stat(path)
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        except (OSError, ValueError):  # ValueError: a name with a zero byte in it
+            size, mtime_ns = 0, 0
+        entries.append(Entry(os.path.relpath(path, storage.local_path(folder)), uri, size, mtime_ns))
+    return entries
 
 
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
@@ -240,6 +275,8 @@ def _row(
 def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
     """Writes the crop and notes where; a picture that cannot be cut becomes ``failed`` with the reason.
 
+    One of a kind that is read but not written has no crop, and is not ``failed`` where sidecars are written.
+
     Raises:
         OutputError: the place cannot be written: the next picture would fail too.
     """
@@ -250,7 +287,10 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
             data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels
         )
     except CropregError as error:
-        row.update(verdict=FAILED, reason=str(error))
+        if isinstance(error, OutputError) and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
+            row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
+        else:
+            row.update(verdict=FAILED, reason=str(error))
         return
     if settings.overwrite:
         storage.write_whole(uri, crop)

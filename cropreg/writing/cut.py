@@ -30,6 +30,7 @@ from cropreg.writing.metadata import (
     scrub_xmp,
     webp_metadata,
 )
+from cropreg.writing.private import is_private_field
 
 import cv2  # isort: skip  (after cropreg.images, which sets its limits)
 
@@ -77,7 +78,8 @@ def cut(
     may then stick out (the border's pixels are repeated) and is resampled; without, lossless formats keep their very pixels.
 
     Metadata: ICC and DPI always; EXIF, XMP, IPTC and texts with ``metadata="all"`` (JPEG, PNG, TIFF, WebP, AVIF; the other formats
-    hardly have any).  Orientation and sizes are corrected, thumbnails and previews removed.  Of several pages the first is cut.
+    hardly have any), less what :mod:`cropreg.writing.private` takes out with ``"safe"``.  Orientation and sizes are corrected,
+    thumbnails and previews removed.  Of several pages the first is cut.
     TIFF greys of 2 and 4 bits come out in 8, same values: libvips damages the last pixel of odd rows when it packs them.
     ``quality`` (1..100) is for lossy formats; by default a JPEG keeps its own quantisation tables, WebP and AVIF get 90.
 
@@ -261,8 +263,8 @@ def _cut_by_vips(
             return carry_tiff(data, written, size_wh, metadata)
     dots_per_mm = [dots / 25.4 for dots in exif_resolution(_exif_block(original))]  # or libvips would write one a millimetre
     piece = piece.copy(**dict(zip(("xres", "yres"), dots_per_mm, strict=False)))
-    _scrub_fields(piece, original, size_wh)
-    keep = "all" if metadata == "all" else "icc"
+    _scrub_fields(piece, original, size_wh, metadata)
+    keep = "icc" if metadata == "none" else "all"
     return bytes(piece.heifsave_buffer(compression="av1", Q=quality or 90, bitdepth=max(header.bit_depth, 8), keep=keep))
 
 
@@ -290,16 +292,17 @@ def _exif_block(image: VipsImage) -> bytes:
     return image.get("exif-data").removeprefix(b"Exif\0\0") if "exif-data" in image.get_fields() else b""
 
 
-def _scrub_fields(image: Any, original: VipsImage, size_wh: tuple[int, int]) -> None:
+def _scrub_fields(image: Any, original: VipsImage, size_wh: tuple[int, int], metadata: Metadata) -> None:
     """Puts the original's metadata, without its thumbnail, into libvips' own fields; libvips itself sets the sizes."""
     blob = import_pyvips().GValue.blob_type
     for field in original.get_fields():
-        if field.startswith("exif-ifd1-") or field == "jpeg-thumbnail-data":
+        private = metadata == "safe" and is_private_field(field)
+        if private or field.startswith("exif-ifd1-") or field == "jpeg-thumbnail-data":
             if field in image.get_fields():
                 image.remove(field)
         elif field == "exif-data":
-            image.set_type(blob, field, b"Exif\0\0" + scrub_exif(_exif_block(original), size_wh))
+            image.set_type(blob, field, b"Exif\0\0" + scrub_exif(_exif_block(original), size_wh, metadata))
         elif field == "xmp-data":
-            image.set_type(blob, field, scrub_xmp(original.get(field), size_wh))
+            image.set_type(blob, field, scrub_xmp(original.get(field), size_wh, metadata))
         elif field.startswith(("exif-", "icc-")) and field not in image.get_fields():
             image.set(field, original.get(field))

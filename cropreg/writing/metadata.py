@@ -12,8 +12,9 @@ import zlib
 from typing import Literal
 
 from cropreg.images.containers import Entry, TiffTree, jpeg_segments, png_chunks, riff_chunks
+from cropreg.writing.private import PRIVATE_TAGS, is_private_text, strip_exif, strip_iptc, strip_xmp
 
-Metadata = Literal["all", "none"]
+Metadata = Literal["all", "safe", "none"]
 
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"
 _PHOTOSHOP_MARK = b"Photoshop 3.0\0"
@@ -68,10 +69,10 @@ _TIFF_UNWANTED = {33550, 33922, 34264, 37724}  # places on the globe, which a cu
 _TIFF_POINTERS = {34665, 34853, 40965}  # EXIF, GPS and interoperability directories
 
 
-def scrub_exif(block: bytes, size_wh: tuple[int, int]) -> bytes:
+def scrub_exif(block: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
     """An EXIF block (from its byte-order mark) for an upright picture of ``size_wh`` pixels, its thumbnail and previews zeroed.
 
-    A block too damaged to be understood comes back empty.
+    With ``safe`` without what is private.  A block too damaged to be understood comes back empty.
     """
     out = bytearray(block)
     try:
@@ -93,7 +94,8 @@ def scrub_exif(block: bytes, size_wh: tuple[int, int]) -> bytes:
     except struct.error:
         return b""
     # previews inside a camera's own notes
-    return re.sub(rb"\xff\xd8\xff.*?(\xff\xd9|\Z)", lambda found: bytes(len(found[0])), bytes(out), flags=re.DOTALL)
+    clean = re.sub(rb"\xff\xd8\xff.*?(\xff\xd9|\Z)", lambda found: bytes(len(found[0])), bytes(out), flags=re.DOTALL)
+    return strip_exif(clean) if metadata == "safe" else clean
 
 
 def _set_numbers(out: bytearray, tree: TiffTree, entries: dict[int, Entry], size_wh: tuple[int, int]) -> None:
@@ -117,10 +119,10 @@ def exif_resolution(block: bytes) -> tuple[float, ...]:
         return ()
 
 
-def scrub_xmp(packet: bytes, size_wh: tuple[int, int]) -> bytes:
+def scrub_xmp(packet: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
     """An XMP packet for an upright picture of ``size_wh`` pixels, without thumbnails or other embedded pictures.
 
-    A packet in UTF-16, which nobody writes into a picture, comes back empty.
+    With ``safe`` without what is private.  A packet in UTF-16, which nobody writes into a picture, comes back empty.
     """
     if b"\0" in packet:
         return b""
@@ -128,6 +130,8 @@ def scrub_xmp(packet: bytes, size_wh: tuple[int, int]) -> bytes:
     packet = re.sub(rb"[A-Za-z0-9+/=]{60,}(?:(?:&#x[aA];|\s)+[A-Za-z0-9+/=]+){3,}", b"", packet)  # pictures in base64, in lines
     packet = re.sub(rb"[A-Za-z0-9+/=]{240,}", b"", packet)
     packet = re.sub(rb"\s+xmpNote:HasExtendedXMP=([\"']).*?\1", b"", packet)  # its segments hold depth maps and second pictures
+    if metadata == "safe":
+        packet = strip_xmp(packet)
     w, h = size_wh
     for word, value in (
         (b"tiff:Orientation", 1),
@@ -140,8 +144,8 @@ def scrub_xmp(packet: bytes, size_wh: tuple[int, int]) -> bytes:
     return packet
 
 
-def scrub_photoshop(resources: bytes) -> bytes:
-    """A list of Photoshop resources (8BIM) with IPTC, resolution and copyright only."""
+def scrub_photoshop(resources: bytes, metadata: Metadata) -> bytes:
+    """A list of Photoshop resources (8BIM) with IPTC, resolution and copyright only; with ``safe`` without what is private."""
     kept, at = b"", 0
     while at + 12 <= len(resources) and resources[at : at + 4] == b"8BIM":
         (number,) = struct.unpack_from(">H", resources, at + 4)
@@ -150,7 +154,10 @@ def scrub_photoshop(resources: bytes) -> bytes:
             break
         end = size_at + 4 + struct.unpack_from(">I", resources, size_at)[0]
         end += end - size_at & 1
-        if number in _PHOTOSHOP_KEPT:
+        if metadata == "safe" and number == 1028:
+            records = strip_iptc(resources[size_at + 4 : end])
+            kept += resources[at:size_at] + struct.pack(">I", len(records)) + records + bytes(len(records) & 1)
+        elif number in _PHOTOSHOP_KEPT and not (metadata == "safe" and number == 1061):  # a digest of the IPTC as it was
             kept += resources[at:end]
         at = end
     return kept
@@ -168,11 +175,11 @@ def carry_jpeg(original: bytes, written: bytes, size_wh: tuple[int, int], metada
         elif metadata == "none":
             continue
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            kept += _segment(marker, b"Exif\0\0", scrub_exif(body[6:], size_wh))
+            kept += _segment(marker, b"Exif\0\0", scrub_exif(body[6:], size_wh, metadata))
         elif marker == 0xE1 and body.startswith(_XMP_MARK):
-            kept += _segment(marker, _XMP_MARK, scrub_xmp(body[len(_XMP_MARK) :], size_wh))
+            kept += _segment(marker, _XMP_MARK, scrub_xmp(body[len(_XMP_MARK) :], size_wh, metadata))
         elif marker == 0xED and body.startswith(_PHOTOSHOP_MARK):
-            kept += _segment(marker, _PHOTOSHOP_MARK, scrub_photoshop(body[len(_PHOTOSHOP_MARK) :]))
+            kept += _segment(marker, _PHOTOSHOP_MARK, scrub_photoshop(body[len(_PHOTOSHOP_MARK) :], metadata))
         elif marker == 0xFE:
             kept += _segment(marker, b"", body)
     out, at = bytearray(written), 2
@@ -196,8 +203,9 @@ def carry_png(original: bytes, written: bytes, size_wh: tuple[int, int], metadat
         body = original[start:end]
         if kind in _PNG_COLOURS:
             out += _chunk(kind, body)
-        elif kind in _PNG_TEXTS and metadata == "all":
-            body = scrub_exif(body, size_wh) if kind == b"eXIf" else _scrub_png_text(kind, body, size_wh)
+        elif kind in _PNG_TEXTS and metadata != "none":
+            is_exif = kind == b"eXIf"
+            body = scrub_exif(body, size_wh, metadata) if is_exif else _scrub_png_text(kind, body, size_wh, metadata)
             out += _chunk(kind, body) if body else b""
     for kind, start, end in png_chunks(written):
         if kind in _PNG_PICTURE:
@@ -209,17 +217,19 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _scrub_png_text(kind: bytes, body: bytes, size_wh: tuple[int, int]) -> bytes:
+def _scrub_png_text(kind: bytes, body: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
     """A text chunk's content; empty if it hides an EXIF or Photoshop block; its XMP corrected."""
     keyword, _, rest = body.partition(b"\0")
     if keyword.startswith(b"Raw profile type") and keyword[17:].strip() not in (b"iptc", b"xmp"):
+        return b""
+    if metadata == "safe" and kind != b"tIME" and is_private_text(keyword):
         return b""
     if kind != b"iTXt" or keyword != b"XML:com.adobe.xmp":
         return body
     language, translated, text = rest[2:].split(b"\0", 2)
     if rest[:1] == b"\1":
         text = zlib.decompressobj().decompress(text, 1 << 24)
-    return keyword + b"\0\0\0" + language + b"\0" + translated + b"\0" + scrub_xmp(text, size_wh)
+    return keyword + b"\0\0\0" + language + b"\0" + translated + b"\0" + scrub_xmp(text, size_wh, metadata)
 
 
 def webp_metadata(original: bytes, size_wh: tuple[int, int], metadata: Metadata) -> dict[str, bytes]:
@@ -229,10 +239,10 @@ def webp_metadata(original: bytes, size_wh: tuple[int, int], metadata: Metadata)
         body = original[start:end]
         if kind == b"ICCP":
             found["icc_profile"] = body
-        elif kind == b"EXIF" and metadata == "all":
-            found["exif"] = scrub_exif(body.removeprefix(b"Exif\0\0"), size_wh)
-        elif kind == b"XMP " and metadata == "all":
-            found["xmp"] = scrub_xmp(body, size_wh)
+        elif kind == b"EXIF" and metadata != "none":
+            found["exif"] = scrub_exif(body.removeprefix(b"Exif\0\0"), size_wh, metadata)
+        elif kind == b"XMP " and metadata != "none":
+            found["xmp"] = scrub_xmp(body, size_wh, metadata)
     return {name: value for name, value in found.items() if value}
 
 
@@ -246,36 +256,47 @@ def carry_tiff(original: bytes, written: bytes, size_wh: tuple[int, int], metada
     out = bytearray(written)
     fields = {tag: (entry.kind, entry.count, target.value(entry)) for tag, entry in entries.items()}
     for tag, entry in source.directory(source.first)[0].items():
-        wanted = tag in _TIFF_FROM_ORIGINAL or (metadata == "all" and tag not in _TIFF_LAYOUT)
+        wanted = tag in _TIFF_FROM_ORIGINAL or (metadata != "none" and tag not in _TIFF_LAYOUT)
         if tag == 338 and (338 not in fields or source.number(entry) == 1):
             continue  # premultiplied colours were divided by their alpha when they were read
         if wanted:
-            fields |= _carried(source, entry, target, out, size_wh)
+            fields |= _carried(source, entry, target, out, size_wh, metadata)
     place = _append_directory(out, fields, target)
     struct.pack_into(target.end + ("Q" if target.is_big else "I"), out, 8 if target.is_big else 4, place)
     return bytes(out)
 
 
 def _carried(
-    source: TiffTree, entry: Entry, target: TiffTree, out: bytearray, size_wh: tuple[int, int], depth: int = 0
+    source: TiffTree,
+    entry: Entry,
+    target: TiffTree,
+    out: bytearray,
+    size_wh: tuple[int, int],
+    metadata: Metadata,
+    depth: int = 0,
 ) -> dict[int, tuple[int, int, bytes]]:
     """One tag as {tag: (type, count, bytes in the target's order)}, or {} if it must not or cannot be carried.
 
     The directory that a pointer leads to is appended to ``out``.
     """
+    if metadata == "safe" and entry.tag in PRIVATE_TAGS:
+        return {}
     try:
         value = source.swapped(entry, target.end)
         if entry.tag in _TIFF_POINTERS and depth < 3:
             inner: dict[int, tuple[int, int, bytes]] = {}
             for inner_entry in source.directory(source.number(entry))[0].values():
-                inner |= _carried(source, inner_entry, target, out, size_wh, depth + 1)
+                inner |= _carried(source, inner_entry, target, out, size_wh, metadata, depth + 1)
             for tag, pixels in ((0xA002, size_wh[0]), (0xA003, size_wh[1])):
                 if tag in inner:
                     inner[tag] = (4, 1, struct.pack(target.end + "I", pixels))
             return {entry.tag: (4, 1, struct.pack(target.end + "I", _append_directory(out, inner, target)))}
         if entry.tag in (700, 34377):
-            value = scrub_xmp(value, size_wh) if entry.tag == 700 else scrub_photoshop(value)
+            value = scrub_xmp(value, size_wh, metadata) if entry.tag == 700 else scrub_photoshop(value, metadata)
             return {entry.tag: (1, len(value), value)}
+        if entry.tag == 33723 and metadata == "safe":
+            records = strip_iptc(source.value(entry))  # bytes, though some programs call them LONG
+            return {entry.tag: (7, len(records), records)}
         if entry.kind <= 13 and entry.tag not in _TIFF_UNWANTED and b"\xff\xd8\xff" not in value:  # no camera notes with previews
             return {entry.tag: (entry.kind, entry.count, value)}
     except struct.error:  # one damaged tag; libtiff, too, passes over those
