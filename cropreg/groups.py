@@ -123,7 +123,7 @@ def named(clusters: Iterable[Iterable[str]], before: Mapping[str, str]) -> dict[
 def linked(hashes: Hashes) -> Labels:
     """A number for each hash (N,): those of one group have the same.  Depends on the set of hashes alone.
 
-    A million hashes take 20 s of CPU and 120 MB (benchmarks/groups.py); many that are alike take longer, within bounds.
+    A million hashes take 25 s of CPU and 120 MB (benchmarks/groups.py); many that are alike take longer, within bounds.
     """
     distinct, where = np.unique(hashes, return_inverse=True)
     labels = np.arange(len(distinct))
