@@ -275,7 +275,7 @@ def _mixed(*numbers: int) -> int:
 
 @torch.no_grad()
 def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) -> Validation:
-    """Judges a model on every validation row once, summed over all processes.  With a refiner its second look counts, too.
+    """Judges a model on every validation row once, summed over all processes; with a refiner, what its second look says.
 
     The model is used unwrapped: a process without rows would leave the others waiting in the wrapper's exchange of buffers.
     """
@@ -296,7 +296,9 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
             inward, _ = refiner.read(refiner(batches.val_strips(rows, boxes).to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
-            loss = loss + crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+            loss = crop_loss(
+                margins, boxes_norm, settings.iou_weight, settings.margin_weight
+            )  # of the answer: the first look is a means
         iou = box_iou(boxes, boxes_norm).diagonal()
         bde = (boxes - boxes_norm).abs().mean(dim=1)
         sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])
