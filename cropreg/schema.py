@@ -13,7 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cropreg import storage
+from cropreg import reviews, storage
 from cropreg.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -132,11 +132,12 @@ def proxies_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
 @dataclass(frozen=True)
 class BoxDataset:
-    """A box dataset as its newest manifest describes it."""
+    """A box dataset as its newest manifest describes it, and as a person has judged it when it was opened."""
 
     uri: str
     number: int
     manifest: dict[str, Any]
+    judged: dict[str, reviews.Review] = field(default_factory=dict)  # by pair_id; all processes of a run see the same
 
     @classmethod
     def open(cls, uri: str) -> BoxDataset:
@@ -164,12 +165,13 @@ class BoxDataset:
                 f"{uri}: written with schema version {version}, this cropreg reads version {SCHEMA_VERSION}. "
                 f"Use the cropreg that wrote it ({manifest.get('cropreg_version')}) or match again into another folder."
             )
-        return cls(uri, number, manifest)
+        return cls(uri, number, manifest, reviews.in_effect(reviews.read(uri)))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the dataset holds: the same parts, the same value."""
-        return fingerprint([[p["sha256"] for p in self.manifest["parts"]], self.manifest.get("removed", [])])
+        """A hash of what the dataset holds: the same parts and the same decisions about them, the same value."""
+        held = [[p["sha256"] for p in self.manifest["parts"]], self.manifest.get("removed", [])]
+        return fingerprint([*held, reviews.identity(self.judged)] if self.judged else held)
 
     def parts(self, table: str) -> list[Part]:
         """The files of one table, oldest first."""
@@ -178,13 +180,15 @@ class BoxDataset:
     def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The pairs table, sorted by ``pair_id``: the newest row of each pair whose files were there when it was last matched.
 
+        What a person has decided about a row stands in place of what the matcher said.
+
         Args:
             columns: what is returned, in this order; everything by default.
 
         Raises:
             InputError: a part is missing or does not have the bytes that the manifest says.
         """
-        wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns]))
+        wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns, *(reviews.NEEDED if self.judged else ())]))
         tables = [PAIRS.empty_table().select(wanted or PAIRS.names).append_column("_age", pa.array([], pa.int32()))]
         for age, part in enumerate(self.parts("pairs")):
             table = pq.read_table(pa.BufferReader(self.read_part(part)), columns=wanted)
@@ -198,6 +202,7 @@ class BoxDataset:
         if removed:
             table = table.filter(pc.invert(pc.is_in(table["pair_id"], pa.array(removed, pa.string()))))
         table = table.drop_columns(["_age"])
+        table = reviews.apply_to_pairs(table, self.judged, found=FOUND, no_match=NO_MATCH)
         return table if columns is None else table.select(list(columns))
 
     def read_part(self, part: Part) -> bytes:
