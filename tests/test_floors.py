@@ -68,7 +68,7 @@ PLACES = [
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),
     Place("review", heavy=("cv2", "pyarrow", "fastapi", "uvicorn")),
     # 7 pipelines: one file a verb; they never import each other
-    Place("pipelines", heavy=("cv2", "pyarrow", *TORCH, *RAY), late=("PIL",)),
+    Place("pipelines", heavy=("cv2", "pyarrow", "uvicorn", *TORCH, *RAY), late=("PIL",)),
     # 8 doors
     Place("demo", heavy=CV, late=("matplotlib", "pyarrow")),
     Place("cli", heavy=("cyclopts",), late=("rich", "pyarrow")),
