@@ -84,6 +84,7 @@ PREDICTIONS = _table_schema(
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("crop_uri", pa.string()),
+        ("reviewed_by", pa.string()),  # who confirmed, corrected or rejected the box, once that has been applied
         ("stamp", pa.string()),  # model, size and modification time of the picture when it was read
     ]
 )

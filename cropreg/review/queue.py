@@ -134,6 +134,8 @@ def of_predictions(rows: Sequence[dict[str, Any]]) -> list[Item]:
             continue  # nothing was decoded, so there is nothing to look at
         confidence = row["confidence"]
         reason = row["reason"] or f"Written with confidence {confidence or 0:.2f}."
+        if row["reviewed_by"]:
+            reason = f"Decided by {row['reviewed_by']}, and applied."
         bounds = [(row[f"{edge}_lo"], row[f"{edge}_hi"]) for edge in EDGES]
         tier, benefit = _benefit(True, 0.3 if confidence is None else confidence)
         item = Item(
@@ -143,7 +145,7 @@ def of_predictions(rows: Sequence[dict[str, Any]]) -> list[Item]:
             bands=None if any(v is None for pair in bounds for v in pair) else tuple(bounds),
         )  # fmt: skip
         assert item.box is not None
-        item.suggest(Suggestion("the model's box", item.box, item.angle_deg))
+        item.suggest(Suggestion("the box as decided" if row["reviewed_by"] else "the model's box", item.box, item.angle_deg))
         if kept.count:
             item.suggest(Suggestion("its neighbours' box", _to_px(kept.around(row["image_uri"]), item.size_wh)))
             item.suggest(Suggestion("the median box", _to_px(kept.median, item.size_wh)))

@@ -205,7 +205,7 @@ function showList() {
 }
 
 function showFilters(counts) {
-  const names = [...counts.keys()].filter((name) => name !== DECIDED).concat(DECIDED);
+  const names = [...counts.keys()];
   const box = $("filters");
   if (box.dataset.names !== names.join()) {
     box.dataset.names = names.join();

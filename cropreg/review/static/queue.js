@@ -1,6 +1,7 @@
 // The list: what is open, what was decided, what is shown of it, and how fast it goes.
 
 export const DECIDED = "decided";
+const ORDER = ["all", "review", "ambiguous", "doubtful", "flat", "no_match", "suspicious", "accept", "failed"];
 const PAUSE_S = 60; // a longer gap between two decisions was a pause
 const PACE_OF = 30; // decisions
 
@@ -31,7 +32,8 @@ export class Queue {
       if (row.state !== "open") counts.set(DECIDED, counts.get(DECIDED) + 1);
       else for (const name of ["all", row.verdict]) counts.set(name, counts.get(name) + 1);
     }
-    return counts;
+    const place = (name) => (name === DECIDED ? ORDER.length : ORDER.indexOf(name));
+    return new Map([...counts].sort(([a], [b]) => place(a) - place(b)));
   }
 
   // Rows of the filter; a decided one leaves it, but the one on the screen stays until the page moves on.

@@ -306,6 +306,9 @@ export class Stage {
       c.drawImage(this.sharp.image, this.sharp.x, this.sharp.y, this.sharp.w, this.sharp.h);
     }
     c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    c.strokeStyle = "rgb(128 132 140 / 0.6)"; // where a dark picture ends on a dark page
+    c.lineWidth = 1;
+    c.strokeRect(this.x - 0.5, this.y - 0.5, w * this.scale + 1, h * this.scale + 1);
     if (this.box) this.paintBox(c, w, h);
     if (this.preview) {
       this.trace(c, this.preview.box, this.preview.angle);
@@ -346,8 +349,8 @@ export class Stage {
   paintBands(c) {
     const [x1, y1, x2, y2] = this.box;
     const bands = this.item.bands;
-    c.fillStyle = "rgb(92 176 255 / 0.24)";
-    c.strokeStyle = "rgb(140 200 255 / 0.75)";
+    c.fillStyle = "rgb(92 176 255 / 0.13)";
+    c.strokeStyle = "rgb(140 200 255 / 0.6)";
     c.lineWidth = 1;
     c.setLineDash([2, 3]);
     for (const [n, [low, high]] of bands.entries()) {
