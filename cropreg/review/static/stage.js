@@ -136,7 +136,8 @@ export class Stage {
     const item = this.item;
     if (!item || !this.image) return;
     const ratio = devicePixelRatio || 1;
-    if (this.scale * ratio * item.size[0] <= this.image.width * 1.05) return; // the picture at hand is as fine as the screen
+    const fine = Math.min(this.scale * ratio * item.size[0], item.size[0]); // px across that the screen can show of it
+    if (fine <= this.image.width * 1.05) return;
     const x = clamp(Math.floor(-this.x / this.scale), 0, item.size[0]);
     const y = clamp(Math.floor(-this.y / this.scale), 0, item.size[1]);
     const w = Math.ceil(Math.min(this.canvas.clientWidth / this.scale + 1, item.size[0] - x));
