@@ -30,6 +30,7 @@ from cropreg.settings import (
     ExportSettings,
     MatchSettings,
     PredictSettings,
+    ReviewSettings,
     Settings,
     SubmitSettings,
     TrainSettings,
@@ -39,7 +40,7 @@ from cropreg.settings import (
 log = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, type[Settings]] = dict(
-    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True)
+    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings, ReviewSettings), strict=True)
 )
 _HELP = """Learns how a person crops, from the pairs of originals and crops they already have.
 
@@ -277,6 +278,29 @@ def export(
         from cropreg.pipelines import export as pipeline
 
         return pipeline.run(run, out=out, settings=settings, dry_run=door.dry_run)
+
+    return _finish(work, door, None)
+
+
+@app.command
+def review(
+    boxes: str,
+    *,
+    settings: Annotated[ReviewSettings, _Flat] = ReviewSettings(),  # noqa: B008
+    door: Door = DoorSettings(),  # noqa: B008
+) -> int:
+    """Confirm, correct or reject doubtful labels or predictions on a local page, by keyboard.
+
+    Parameters
+    ----------
+    boxes
+        Folder of a box dataset, or of predictions; decisions are kept there, in reviews/.
+    """
+
+    def work() -> dict[str, Any]:
+        from cropreg.pipelines import review as pipeline
+
+        return pipeline.run(boxes, settings=settings, dry_run=door.dry_run)
 
     return _finish(work, door, None)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from cropreg import boxes, storage
 from cropreg.augment import into_window, reframed_window
 from cropreg.errors import InputError
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
+from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
 from cropreg.strips import cut_strips, jittered, offsets_between
 
@@ -61,52 +60,6 @@ def read_labels(dataset: BoxDataset, split: str) -> Labels:
     boxes_px = np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
     pair_ids, original_ids, uris = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri"))
     return Labels(pair_ids, original_ids, uris, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
-
-
-class Proxies:
-    """The small JPEG copies of a dataset, memory-mapped: any one is read without its neighbours.
-
-    Parts on an object store are fetched once into a folder of this machine, checked, and mapped from there.
-    """
-
-    def __init__(self, dataset: BoxDataset) -> None:
-        self._dataset = dataset
-        self._parts = dataset.parts("proxies")
-        self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
-        self._open: dict[int, pa.Table] = {}
-
-    def locate(self, original_ids: pa.Array) -> NDArray[np.int64]:
-        """Where the proxies of these originals stand: (N) positions over all parts; -1 where there is none."""
-        if not self._parts:
-            return np.full(len(original_ids), -1, np.int64)
-        ids = pa.concat_arrays([c for i in range(len(self._parts)) for c in self._table(i)["original_id"].chunks])
-        return np.asarray(pc.fill_null(pc.index_in(original_ids, ids), -1).to_numpy(zero_copy_only=False), np.int64)
-
-    def jpeg(self, position: int) -> bytes:
-        """The bytes of the proxy at a position that :meth:`locate` gave."""
-        part = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return bytes(self._table(part)["jpeg"][int(position - self._starts[part])].as_py())
-
-    def _table(self, index: int) -> pa.Table:
-        if index not in self._open:
-            part = self._parts[index]
-            uri = storage.join(self._dataset.uri, part.file)
-            path = self._fetched(index) if storage.is_remote(uri) else storage.local_path(uri)
-            try:
-                self._open[index] = pa.ipc.open_file(pa.memory_map(path)).read_all()
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{uri}: this file of proxies cannot be read ({error}). Restore it, or match again.") from error
-        return self._open[index]
-
-    def _fetched(self, index: int) -> str:
-        part = self._parts[index]
-        path = os.path.join(tempfile.gettempdir(), f"cropreg-proxies-{os.getuid()}", part.sha256)
-        if not os.path.exists(path):
-            storage.write_whole(path, self._dataset.read_part(part))
-        return path
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a memory map does not travel between processes; each opens its own
 
 
 class CropDataset(Dataset[tuple[Any, ...]]):

@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cropreg import storage
+from cropreg import reviews, storage
 from cropreg.errors import InputError
 from cropreg.settings import VERDICT_NAMES
 
@@ -92,6 +92,7 @@ PREDICTIONS = _table_schema(
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("crop_uri", pa.string()),
+        ("reviewed_by", pa.string()),  # who confirmed, corrected or rejected the box, once that has been applied
         ("stamp", pa.string()),  # model, size and modification time of the picture when it was read
     ]
 )
@@ -140,11 +141,12 @@ def proxies_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
 @dataclass(frozen=True)
 class BoxDataset:
-    """A box dataset as its newest manifest describes it."""
+    """A box dataset as its newest manifest describes it, and as a person has judged it when it was opened."""
 
     uri: str
     number: int
     manifest: dict[str, Any]
+    judged: dict[str, reviews.Review] = field(default_factory=dict)  # by pair_id; all processes of a run see the same
 
     @classmethod
     def open(cls, uri: str) -> BoxDataset:
@@ -172,12 +174,13 @@ class BoxDataset:
                 f"{uri}: written with schema version {version}, this cropreg reads version {SCHEMA_VERSION}. "
                 f"Use the cropreg that wrote it ({manifest.get('cropreg_version')}) or match again into another folder."
             )
-        return cls(uri, number, manifest)
+        return cls(uri, number, manifest, reviews.in_effect(reviews.read(uri)))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the dataset holds: the same parts, the same value."""
-        return fingerprint([[p["sha256"] for p in self.manifest["parts"]], self.manifest.get("removed", [])])
+        """A hash of what the dataset holds: the same parts and the same decisions about them, the same value."""
+        held = [[p["sha256"] for p in self.manifest["parts"]], self.manifest.get("removed", [])]
+        return fingerprint([*held, reviews.identity(self.judged)] if self.judged else held)
 
     def parts(self, table: str) -> list[Part]:
         """The files of one table, oldest first."""
@@ -186,15 +189,18 @@ class BoxDataset:
     def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The pairs table, sorted by ``pair_id``: the newest row of each pair whose files were there when it was last matched.
 
+        What a person has decided about a row stands in place of what the matcher said.
+
         Args:
             columns: what is returned, in this order; everything by default.
 
         Raises:
             InputError: a part is missing or does not have the bytes that the manifest says.
         """
-        wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns]))
+        wanted = None if columns is None else list(dict.fromkeys(["pair_id", *columns, *(reviews.NEEDED if self.judged else ())]))
         tables = [PAIRS.empty_table().select(wanted or PAIRS.names), *self.tables(wanted)]
         table = pa.concat_tables(tables).sort_by("pair_id")
+        table = reviews.apply_to_pairs(table, self.judged, found=FOUND, no_match=NO_MATCH)
         return table if columns is None else table.select(list(columns))
 
     def groups(self) -> pa.Table:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cropreg.errors import UsageError
 
-VERBS = ("match", "train", "evaluate", "predict", "export")
+VERBS = ("match", "train", "evaluate", "predict", "export", "review")
 VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
 DEFAULT_RETRY = "unreadable,crashed"
 ReadFrom = Literal["proxies", "originals"]
@@ -142,6 +142,17 @@ class PredictSettings(Settings):
     use_gpu: bool = Field(False, description="one GPU a task")
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
     overwrite: bool = Field(False, description="write again what is there")
+    apply_reviews: bool = Field(False, description="write the crops that a person confirmed or corrected with cropreg review")
+
+
+class ReviewSettings(Settings):
+    """How ``cropreg review`` shows what is to be judged."""
+
+    port: int = Field(0, ge=0, le=65535, description="port of the page, on this machine only; 0 takes any that is free")
+    browser: bool = Field(True, description="open the page in a browser")
+    read_only: bool = Field(False, description="look, but decide nothing")
+    run: str | None = Field(None, description="a trained run: its boxes become suggestions, labels it contradicts are shown")
+    max_pixels: int = Field(400_000_000, ge=1, description="refuse pictures with more pixels than this, from their header")
 
 
 class SubmitSettings(Settings):

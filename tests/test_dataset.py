@@ -11,8 +11,9 @@ import torch
 from conftest import framed_print
 
 from cropreg.augment import into_window, out_of_window, reframed_window
-from cropreg.dataset import CropDataset, Proxies, cut_window, normalise, read_labels, squash
+from cropreg.dataset import CropDataset, cut_window, normalise, read_labels, squash
 from cropreg.errors import InputError
+from cropreg.proxies import Proxies
 from cropreg.schema import BoxDataset
 
 

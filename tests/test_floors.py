@@ -39,6 +39,7 @@ PLACES = [
     # 1 files
     Place("images", heavy=("cv2", "PIL"), late=("pyvips", "rawpy", "pi_heif", "tifffile", "imagecodecs")),
     Place("storage", heavy=("pyarrow",)),
+    Place("reviews", heavy=("pyarrow",)),
     Place("schema", heavy=("pyarrow",)),
     # 2 pairs -> boxes
     Place("pairs", heavy=("pyarrow",)),
@@ -52,6 +53,7 @@ PLACES = [
     Place("groups", heavy=("pyarrow",)),
     Place("augment"),
     Place("strips", heavy=CV),
+    Place("proxies", heavy=("pyarrow",)),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
     # 4 model
@@ -71,9 +73,9 @@ PLACES = [
     Place("interchange", heavy=("pyarrow",)),
     Place("export", heavy=TORCH, late=("onnx", "onnxruntime", "onnxscript")),
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),
-    Place("review", heavy=("cv2", "pyarrow"), late=("jinja2",)),
+    Place("review", heavy=("cv2", "pyarrow", "fastapi", "uvicorn")),
     # 7 pipelines: one file a verb; they never import each other
-    Place("pipelines", heavy=("cv2", "pyarrow", *TORCH, *RAY), late=("PIL",)),
+    Place("pipelines", heavy=("cv2", "pyarrow", "uvicorn", *TORCH, *RAY), late=("PIL",)),
     # 8 doors
     Place("demo", heavy=CV, late=("matplotlib", "pyarrow")),
     Place("cli", heavy=("cyclopts",), late=("rich", "pyarrow")),

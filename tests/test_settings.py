@@ -14,13 +14,16 @@ from cropreg.settings import (
     ExportSettings,
     MatchSettings,
     PredictSettings,
+    ReviewSettings,
     Settings,
     TrainSettings,
     check,
     read_yaml,
 )
 
-MODELS = dict(zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings), strict=True))
+MODELS = dict(
+    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings, ReviewSettings), strict=True)
+)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_file_sets_nothing_when_it_says_nothing_of_the_verb(write, text):
 
 def test_one_file_serves_every_verb_when_each_has_its_section(write):
     path = write(
-        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\nexport: {overwrite: true}\n"
+        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\nexport: {overwrite: true}\nreview: {port: 1}\n"
     )
     assert [read_yaml(path, verb, MODELS[verb]) for verb in VERBS] == [
         {"proxy_long_px": 256},
@@ -75,6 +78,7 @@ def test_one_file_serves_every_verb_when_each_has_its_section(write):
         {"seed": 4},
         {"quality": 90},
         {"overwrite": True},
+        {"port": 1},
     ]
 
 

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, export, storage, writing
+from cropreg import checkpoint, export, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
@@ -23,6 +24,7 @@ from cropreg.interchange import exports
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor, SmallPicture, read_small
+from cropreg.reviews import Review
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry
@@ -71,6 +73,11 @@ def run(
         _refuse_others(out, model_id, [*finished, *unfinished])
     # Writing again starts anew, but goes on where it was itself interrupted.
     done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], model_id, entries)
+    judged = reviews.in_effect(reviews.read(out))
+    if settings.apply_reviews:  # of a row whose review was taken back, only the model knows what it was
+        done = {uri: row for uri, row in done.items() if not row["reviewed_by"] or _holds(judged.get(uri), row)}
+    elif judged and settings.overwrite:
+        log.warning("reviewed=%d pictures get the model's crop again; --apply-reviews keeps what a person decided", len(judged))
     todo = [entry for entry in entries if entry.uri not in done]
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(todo)}
     if dry_run:
@@ -81,6 +88,8 @@ def run(
         if settings.overwrite:  # crops that the model no longer makes
             for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
                 storage.remove(uri)
+        if settings.apply_reviews:
+            summary["reviewed"] = _apply_reviews(rows, judged, {entry.uri: entry.relative for entry in entries}, out, settings)
         _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
         if formats:
             names = {entry.uri: entry.relative for entry in entries}
@@ -269,6 +278,7 @@ def _row(
         "verdict": verdict,
         "reason": reason,
         "crop_uri": None,
+        "reviewed_by": None,
     }
 
 
@@ -284,8 +294,9 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
     box = Box(*(int(row[k]) for k in ("x1", "y1", "x2", "y2")))
     try:
         crop = writing.cut(
-            data, row["image_uri"], box, metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels
-        )
+            data, row["image_uri"], box, row["angle_deg"] or 0.0,
+            metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels,
+        )  # fmt: skip
     except CropregError as error:
         if isinstance(error, OutputError) and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
             row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
@@ -299,6 +310,55 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
         row.update(verdict=FAILED, reason=reason)
         return
     row["crop_uri"] = uri
+
+
+def _holds(review: Review | None, row: Mapping[str, Any]) -> bool:
+    return review is not None and reviews.applies(review, row["stamp"])
+
+
+def _apply_reviews(
+    rows: Sequence[dict[str, Any]], judged: Mapping[str, Review], relative: Mapping[str, str], out: str, settings: PredictSettings
+) -> int:
+    """Brings rows and their crops in line with what a person decided; returns the number of rows decided about.
+
+    In threads of this process: decoders and encoders run beside each other, and what a person looked at is not very much.
+    """
+    decided = [row for row in rows if row["width"] is not None and _holds(judged.get(row["image_uri"]), row)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda row: review_crop(row, judged[row["image_uri"]], relative[row["image_uri"]], out, settings), decided))
+    return len(decided)
+
+
+def review_crop(row: dict[str, Any], review: Review, relative: str, out: str, settings: PredictSettings) -> None:
+    """Makes a row of predictions what a person decided, and its crop with it: written, written anew, or taken away.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    row["reviewed_by"] = review.who
+    if review.decision == reviews.REJECT:
+        if row["crop_uri"] is not None:
+            storage.remove(row["crop_uri"])
+        row.update(verdict=REVIEW, reason=f"rejected by {review.who}", crop_uri=None)
+        return
+    assert review.box is not None, "only what has a box can be confirmed"
+    angle_deg, box = review.angle_deg or 0.0, Box(*review.box)
+    if angle_deg:  # turned, it may stick out of the picture
+        whole = Box(*(float(round(v)) for v in box))
+    else:
+        whole = box.rounded((row["width"], row["height"]))
+    placed = dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True))
+    stands = all(row[name] == value for name, value in placed.items()) and abs((row["angle_deg"] or 0.0) - angle_deg) < 1e-6
+    row.update(placed, angle_deg=angle_deg, verdict=ACCEPT, reason=None)
+    if stands and row["crop_uri"] is not None and storage.exists(row["crop_uri"]):
+        return
+    try:
+        data = storage.read_bytes(row["image_uri"])
+    except OSError as error:
+        row.update(verdict=FAILED, reason=f"{row['image_uri']}: cannot be read ({error}).")
+        return
+    ours = settings.model_copy(update={"overwrite": settings.overwrite or row["crop_uri"] is not None})
+    _write_crop(row, data, storage.local_path(storage.path_to_uri(relative)), out, ours)
 
 
 def _failed(uri: str, reason: str) -> dict[str, Any]:
