@@ -70,7 +70,8 @@ def test_file_sets_nothing_when_it_says_nothing_of_the_verb(write, text):
 
 def test_one_file_serves_every_verb_when_each_has_its_section(write):
     path = write(
-        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\nexport: {overwrite: true}\nreview: {port: 1}\n"
+        "match: {proxy_long_px: 256}\ntrain: {seed: 3}\nevaluate: {seed: 4}\npredict: {quality: 90}\n"
+        "export: {overwrite: true}\nreview: {port: 1}\n"
     )
     assert [read_yaml(path, verb, MODELS[verb]) for verb in VERBS] == [
         {"proxy_long_px": 256},
