@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cropreg.errors import OutputError, UnreadableImage
-from cropreg.review.pictures import MAX_REGION_PX, MAX_SCREEN_PX, SMALL_PX
+from cropreg.review.pictures import DECODERS, MAX_REGION_PX, MAX_SCREEN_PX, SMALL_PX
 from cropreg.review.queue import Item
 from cropreg.review.session import Overtaken, Refused, Session, Wanted, detail
 
@@ -62,6 +63,9 @@ class Decisions(BaseModel):
 def make(session: Session, token: str, port: int) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """The application: a page, its pictures and its decisions below ``/<token>/``, for ``127.0.0.1:port``."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    decoders = ThreadPoolExecutor(
+        DECODERS, "decoder"
+    )  # few threads, each with an arena of its own: memory that was freed is used again
     static = {entry.name: entry.read_bytes() for entry in (files("cropreg.review") / "static").iterdir()}
 
     def item_of(item_id: str) -> Item:
@@ -69,6 +73,9 @@ def make(session: Session, token: str, port: int) -> Callable[[Scope, Receive, S
             return session.item(item_id)
         except KeyError:
             raise HTTPException(404, "There is no such picture in this list.") from None
+
+    async def decoded(make: Callable[..., bytes], *arguments: Any) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(decoders, make, *arguments)
 
     @app.get("/")
     def page() -> Response:
@@ -107,15 +114,15 @@ def make(session: Session, token: str, port: int) -> Callable[[Scope, Receive, S
         return _picture(session.pictures.small(item_of(item_id)))
 
     @app.get("/api/picture/{item_id}/screen")
-    def screen(item_id: str, long: Annotated[int, Query(ge=64, le=MAX_SCREEN_PX)]) -> Response:
-        return _picture(session.pictures.screen(item_of(item_id), long))
+    async def screen(item_id: str, long: Annotated[int, Query(ge=64, le=MAX_SCREEN_PX)]) -> Response:
+        return _picture(await decoded(session.pictures.screen, item_of(item_id), long))
 
     @app.get("/api/picture/{item_id}/crop")
-    def crop(item_id: str, long: Annotated[int, Query(ge=64, le=MAX_SCREEN_PX)] = SMALL_PX) -> Response:
-        return _picture(session.pictures.crop(item_of(item_id), long))
+    async def crop(item_id: str, long: Annotated[int, Query(ge=64, le=MAX_SCREEN_PX)] = SMALL_PX) -> Response:
+        return _picture(await decoded(session.pictures.crop, item_of(item_id), long))
 
     @app.get("/api/picture/{item_id}/region")
-    def region(
+    async def region(
         item_id: str,
         x: int,
         y: int,
@@ -123,7 +130,7 @@ def make(session: Session, token: str, port: int) -> Callable[[Scope, Receive, S
         h: Annotated[int, Query(ge=1, le=MAX_REGION_PX)],
     ) -> Response:
         try:
-            return _picture(session.pictures.region(item_of(item_id), x, y, w, h))
+            return _picture(await decoded(session.pictures.region, item_of(item_id), x, y, w, h))
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 

@@ -21,9 +21,9 @@ from cropreg.review.queue import Item
 import cv2  # isort: skip  (after cropreg.images, which sets its limits)
 
 SMALL_PX, MAX_SCREEN_PX, MAX_REGION_PX = 512, 4096, 2048
-_ENCODED_BYTES = 96 * 2**20  # about 300 pictures of a window's size
-_DECODED_BYTES = 160 * 2**20  # four of 12 MP: the piece at each of four edges comes from one decode
-_DECODERS = 2  # at a time: more would only make the picture that is waited for slower, and hold more of them in memory
+_ENCODED_BYTES = 64 * 2**20  # about 200 pictures of a window's size
+_DECODED_BYTES = 80 * 2**20  # two of 12 MP: the piece at each of four edges comes from one decode
+DECODERS = 2  # at a time: more would only make the picture that is waited for slower, and hold more of them in memory
 
 Pixels = NDArray[np.uint8]
 Value = TypeVar("Value")
@@ -40,7 +40,7 @@ class Pictures:
         self._positions: dict[str, int] = {}
         self._encoded: _Kept[bytes] = _Kept(_ENCODED_BYTES, len)
         self._decoded: _Kept[Pixels] = _Kept(_DECODED_BYTES, lambda pixels: pixels.nbytes)
-        self._decoders = threading.BoundedSemaphore(_DECODERS)
+        self._decoders = threading.BoundedSemaphore(DECODERS)
 
     def locate(self, items: Sequence[Item]) -> None:
         """Finds out where the small copies of these items' originals stand."""
