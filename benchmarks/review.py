@@ -165,17 +165,17 @@ def sweep(address: str, server: int, count: int) -> None:
 
     ids = [row[0] for row in json.load(urllib.request.urlopen(address + "api/queue"))["items"]]
     before_mb = rss_mb(server)
-    began_s = time.perf_counter()
-    for item in ids[-count:]:
+    began_s, by_thirds = time.perf_counter(), []
+    for n, item in enumerate(ids[-count:], 1):
         urllib.request.urlopen(f"{address}api/picture/{item}/screen?long=1536").read()
+        if n % (count // 3) == 0:
+            by_thirds.append(f"{rss_mb(server):.0f}")
     each_ms = (time.perf_counter() - began_s) / count * 1000
-    print(
-        f"sweep {count} pictures of 1536 px from 12 MP, {each_ms:.0f} ms each; rss_mb {before_mb:.0f} -> {rss_mb(server):.0f}",
-        end="",
-    )
+    print(f"sweep {count} pictures of 1536 px from 12 MP, {each_ms:.0f} ms each")
+    print(f"rss_mb {before_mb:.0f}, by thirds of the sweep {' '.join(by_thirds)}", end="")
     for item in ids[: count // 4]:
         urllib.request.urlopen(f"{address}api/picture/{item}/region?x=900&y=900&w=1000&h=800").read()
-    print(f" -> {rss_mb(server):.0f} after {count // 4} looks at 1:1")
+    print(f", after {count // 4} looks at 1:1 {rss_mb(server):.0f}")
 
 
 def cpu_s(pid: int) -> float:

@@ -83,8 +83,8 @@ class TrainSettings(Settings):
         0.98, ge=0, lt=1, description="decay per step of the average of weights that is judged and kept; 0: none"
     )
     clip_norm: float = Field(1.0, gt=0, description="the gradient's norm is clipped at this")
-    patience: int = Field(12, ge=1, description="stop after so many epochs without a better validation loss")
-    lr_patience: int = Field(5, ge=0, description="lower the learning rate after so many epochs without a better validation loss")
+    patience: int = Field(16, ge=1, description="stop after so many epochs without a better validation loss")
+    lr_patience: int = Field(8, ge=0, description="lower the learning rate after so many epochs without a better validation loss")
     lr_factor: float = Field(0.3, gt=0, lt=1, description="by which the learning rate is then multiplied")
     iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
     margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")

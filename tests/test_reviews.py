@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cropreg import reviews, storage
 from cropreg.errors import InputError
 from cropreg.reviews import ACCEPT, CORRECT, REJECT, UNDO, Review
-from cropreg.schema import BoxDataset
+from cropreg.schema import BoxDataset, commit_manifest
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -109,6 +109,17 @@ def test_other_rows_stay_as_they_are_and_in_order(boxes: Path) -> None:
     after = BoxDataset.open(str(boxes)).pairs().to_pylist()
     assert [row["pair_id"] for row in after] == [row["pair_id"] for row in before]
     assert [row for row in after if row["pair_id"] != "0020"] == [row for row in before if row["pair_id"] != "0020"]
+
+
+def test_reviews_outlive_another_match_of_the_same_files(boxes: Path) -> None:
+    reviews.write(str(boxes), [review(1, CORRECT)])
+    dataset = BoxDataset.open(str(boxes))
+    parts = dataset.parts("pairs") + dataset.parts("proxies")
+    number = commit_manifest(str(boxes), parts, config={}, counts={}, parent=dataset.number, version="0", removed=["0059"])
+    again = BoxDataset.open(str(boxes))
+    assert again.number == number and again.pairs()["method"][0].as_py() == "reviewed"
+    unjudged = BoxDataset(again.uri, again.number, again.manifest)
+    assert unjudged.pairs()["verdict"][0].as_py() == "ambiguous", "what is counted as matched is what the matcher said"
 
 
 def test_review_of_files_that_have_changed_counts_no_longer(boxes: Path) -> None:

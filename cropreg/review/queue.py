@@ -103,7 +103,7 @@ def of_labels(dataset: BoxDataset) -> list[Item]:
         item = _label(row, row["verdict"], row["reason"] or "The matcher did not settle this pair.")
         item.tier, item.benefit = _benefit(item.box is not None, row["probability"])
         if item.box is None:
-            item.why += " It found no place: choose or draw one, or reject."
+            item.why += " There is no place yet: choose or draw one, or reject."
         items.append((item, labels.around(row["original_uri"])))
     middles = labels.middles()
     oddness, edges = labels.oddness(middles)
