@@ -94,7 +94,8 @@ def test_file_takes_any_number_of_pictures_and_gives_boxes_within_them(file: Pat
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(number).integers(0, 256, (number, SIDE, SIDE, 3), np.uint8)
-    margins, box = session.run(["margins", "box_norm"], {"pixels": pixels})
+    second = {"strips": export._pictures(SIDE)[1][:3]} if len(session.get_inputs()) == 2 else {}  # of another number
+    margins, box = session.run(["margins", "box_norm"], {"pixels": pixels, **second})
     assert margins.shape == box.shape == (number, 4)
     assert np.allclose(box, prediction._in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)
     assert (box[:, 2:] > box[:, :2]).all() and box.min() >= 0 and box.max() <= 1

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cropreg.errors import CropregError, LockedError
-from cropreg.storage.files import create_exclusive, read_bytes, remove, write_whole
+from cropreg.storage.files import create_exclusive, make_folder, read_bytes, remove, write_whole
 from cropreg.storage.uris import is_remote, join, local_path
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Lease:
         Raises:
             LockedError: another run holds it.  OutputError: the folder cannot be written.
         """
+        make_folder(self._folder)  # says so of a bucket that is missing or may not be written
         for _ in range(3):
             if create_exclusive(self._uri, self._content()):
                 return
