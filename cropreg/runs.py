@@ -30,8 +30,9 @@ from cropreg.training import EpochResult, Learner
 POLL_S = 1.0  # how often the driver looks how far the workers are
 PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 FAILED = "failed.json"  # where a worker leaves word of an error that would come again
+CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
-    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED),
+    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, CONTEST),
     *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
 )
 _State = Literal["new", "begun", "finished"]
@@ -65,7 +66,7 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
         )
     theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
     changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
-    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers"}
+    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers", "champion"}
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
@@ -87,6 +88,10 @@ def take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSet
         facts = {"boxes": dataset.uri, "versions": versions, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
     else:
         storage.remove(storage.join(out, "finished.json"))
+        lost = storage.join(out, CHALLENGER)
+        if checkpoint.is_there(lost):  # it goes on learning in its own place
+            checkpoint.save(storage.join(out, "checkpoints/best"), *checkpoint.load(lost))
+            storage.remove(lost)
         facts = json.loads(storage.read_bytes(name))
     storage.make_folder(out)
     storage.write_whole(name, json.dumps({**facts, **_identity_of(dataset, settings)}, indent=1).encode())
@@ -98,7 +103,9 @@ def summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
     best = min(rows, key=lambda row: row["val_loss"])
     early = len(rows) < settings.max_epochs
     why = f"no better validation loss for {settings.patience} epochs (--patience)" if early else "all epochs done (--max-epochs)"
-    return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
+    contest = storage.join(out, CONTEST)
+    champion = {"champion": json.loads(storage.read_bytes(contest))} if storage.exists(contest) else {}
+    return {**champion, "code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
 
 
 def leave_word(out: str, error: CropregError) -> None:
