@@ -27,13 +27,14 @@ from cropreg.schema import BoxDataset, csv_bytes
 from cropreg.settings import TrainSettings
 from cropreg.training import EpochResult, Learner
 
+CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
 POLL_S = 1.0  # how often the driver looks how far the workers are
 PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 FAILED = "failed.json"  # where a worker leaves word of an error that would come again
-CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
-    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, CONTEST),
+    *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED),
     *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
+    CONTEST,
 )
 _State = Literal["new", "begun", "finished"]
 
@@ -98,14 +99,19 @@ def take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSet
 
 
 def summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
+    """What a finished run came to, and how it did beside the champion, if there was one."""
+    contest = storage.join(out, CONTEST)
+    champion = {"champion": json.loads(storage.read_bytes(contest))} if storage.exists(contest) else {}
+    return {**_learned(out, settings), **champion}
+
+
+def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:
     """What a finished run came to, and why it ended when it did."""
     rows = read_metrics(out)
     best = min(rows, key=lambda row: row["val_loss"])
     early = len(rows) < settings.max_epochs
     why = f"no better validation loss for {settings.patience} epochs (--patience)" if early else "all epochs done (--max-epochs)"
-    contest = storage.join(out, CONTEST)
-    champion = {"champion": json.loads(storage.read_bytes(contest))} if storage.exists(contest) else {}
-    return {**champion, "code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
+    return {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
 
 
 def leave_word(out: str, error: CropregError) -> None:
