@@ -100,3 +100,16 @@ def skill_interval(
         skills.append(skill(float(model_iou[drawn].mean()), float(baseline_iou[drawn].mean())))
     low, high = np.percentile(skills, [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired_difference(
+    new_iou: NDArray[np.float64], old_iou: NDArray[np.float64], resamplings: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """The mean of ``new_iou - old_iou`` (N,) on the same pictures, and its 95% interval by paired bootstrap.
+
+    Source: Efron 1979; percentile interval.
+    """
+    differences = np.asarray(new_iou) - np.asarray(old_iou)
+    means = [float(differences[rng.integers(0, len(differences), len(differences))].mean()) for _ in range(resamplings)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)

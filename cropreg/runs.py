@@ -27,6 +27,7 @@ from cropreg.schema import BoxDataset, csv_bytes
 from cropreg.settings import TrainSettings
 from cropreg.training import EpochResult, Learner
 
+CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
 POLL_S = 1.0  # how often the driver looks how far the workers are
 PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 FAILED = "failed.json"  # where a worker leaves word of an error that would come again
@@ -34,6 +35,7 @@ JUDGED = "calib.json"  # what training came to on the pictures that teach the mo
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
     *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, JUDGED),
     *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
+    CONTEST,
 )
 _State = Literal["new", "begun", "finished"]
 
@@ -66,7 +68,7 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
         )
     theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
     changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
-    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers"}
+    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers", "champion"}
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
@@ -88,12 +90,23 @@ def take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSet
         facts = {"boxes": dataset.uri, "versions": versions, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
     else:
         storage.remove(storage.join(out, "finished.json"))
+        lost = storage.join(out, CHALLENGER)
+        if checkpoint.is_there(lost):  # it goes on learning in its own place
+            checkpoint.save(storage.join(out, "checkpoints/best"), *checkpoint.load(lost))
+            storage.remove(lost)
         facts = json.loads(storage.read_bytes(name))
     storage.make_folder(out)
     storage.write_whole(name, json.dumps({**facts, **_identity_of(dataset, settings)}, indent=1).encode())
 
 
 def summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
+    """What a finished run came to, and how it did beside the champion, if there was one."""
+    contest = storage.join(out, CONTEST)
+    champion = {"champion": json.loads(storage.read_bytes(contest))} if storage.exists(contest) else {}
+    return {**_learned(out, settings), **champion}
+
+
+def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:
     """What a finished run came to, and why it ended when it did."""
     rows = read_metrics(out)
     best = min(rows, key=lambda row: row["val_loss"])

@@ -101,6 +101,9 @@ class TrainSettings(Settings):
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         "auto", description="mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU"
     )
+    champion: str | None = Field(
+        None, description="run to compare with on the test split: its model stays unless the new one is not worse"
+    )
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     resume: bool = Field(False, description="go on from the run's last checkpoint")

@@ -69,6 +69,7 @@ PLACES = [
     Place("evaluation", heavy=("cv2", "pyarrow", *TORCH)),
     # 6 using
     Place("prediction", heavy=("cv2", "pyarrow", *TORCH)),
+    Place("champion", heavy=TORCH),
     Place("writing", heavy=("cv2", "PIL"), late=("pyvips",)),
     Place("interchange", heavy=("pyarrow",)),
     Place("export", heavy=TORCH, late=("onnx", "onnxruntime", "onnxscript")),

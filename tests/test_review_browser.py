@@ -337,7 +337,7 @@ def test_everything_is_reached_by_tab_and_has_a_name(browser: Any, served: Serve
         assert ring != "none" or seen[-1] == "", f"the focus is not seen on {seen[-1]}"
     assert {"stage", "accept", "reject", "skip", "x1", "angle", "open-sheet"} <= set(seen)
     nameless = page.evaluate(
-        "[...document.querySelectorAll('button, input, canvas:not(#stage)')].filter(e => e.checkVisibility() && !(e.textContent.trim() || "
+        "[...document.querySelectorAll('button, input, canvas')].filter(e => e.checkVisibility() && !(e.textContent.trim() || "
         "e.getAttribute('aria-label') || e.labels?.length)).length"
     )
     assert nameless == 0
@@ -352,6 +352,40 @@ def test_small_window_shows_everything_without_scrolling_sideways(browser: Any, 
     before = shown(page)
     page.locator("#skip").tap()
     until(page, "b => document.getElementById('name').textContent !== b", before)
+
+
+def test_by_touch(browser: Any, served: Served, boxes: Path) -> None:
+    page = opened(browser, served.address, has_touch=True)
+    x2, y2 = edge(page, "x2"), edge(page, "y2")
+    bounds = page.locator("#stage").bounding_box()
+    scale = min((bounds["width"] - 88) / 240, (bounds["height"] - 88) / 180)
+    x = bounds["x"] + (bounds["width"] - 240 * scale) / 2 + x2 * scale
+    y = bounds["y"] + (bounds["height"] - 180 * scale) / 2 + y2 * scale
+    device = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        device.send(
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [{"x": a, "y": b, "id": n} for n, (a, b) in enumerate(points)]},
+        )
+
+    touch("touchStart", (x + 12, y + 12))  # a finger is not exact, and the edge does not jump to it
+    for step in range(1, 5):
+        touch("touchMove", (x + 12 - step * 5 * scale, y + 12 - step * 3 * scale))
+    touch("touchEnd")
+    assert edge(page, "x2") == pytest.approx(x2 - 20, abs=1.5) and edge(page, "y2") == pytest.approx(y2 - 12, abs=1.5)
+    assert "fit" in str(page.locator("#view-badge").text_content())
+    middle = (bounds["x"] + bounds["width"] / 2, bounds["y"] + bounds["height"] / 2)
+    touch("touchStart", (middle[0] - 40, middle[1]), (middle[0] + 40, middle[1]))
+    for step in range(1, 5):
+        touch("touchMove", (middle[0] - 40 - 20 * step, middle[1]), (middle[0] + 40 + 20 * step, middle[1]))
+    touch("touchEnd")
+    percent = int(str(page.locator("#view-badge").text_content()).rstrip("%"))
+    assert percent > 150 * scale, "two fingers that part look closer"
+    page.locator("#accept").tap()
+    until(page, "document.getElementById('name').textContent === '0001.png'")
+    assert kept(boxes)["0000"].decision == "correct"
+    assert page.complaints == []
 
 
 def test_predictions_show_their_intervals_and_the_crop_as_it_would_be_written(browser: Any, tmp_path: Path) -> None:

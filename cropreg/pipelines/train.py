@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from cropreg import calibration, checkpoint, report, runs, storage
+from cropreg import calibration, champion, checkpoint, report, runs, storage
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
@@ -43,6 +43,7 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     """
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
     counts = _count_rows(dataset, settings.num_workers)
+    champion.check(settings.champion, counts)
     if settings.batch_size % max(settings.num_workers, 1):
         raise UsageError(f"--batch-size {settings.batch_size} must be a multiple of --num-workers {settings.num_workers}.")
     if settings.batch_size // max(settings.num_workers, 1) < 2:
@@ -85,6 +86,7 @@ def _train(
             _learn(dataset, out, settings, torch.device("cuda" if use_gpu else "cpu"), progress)
         else:
             _fit_on_cluster(dataset, out, settings, address, progress)
+    champion.contest(dataset, out, settings, "cuda" if torch.cuda.is_available() and use_gpu else "cpu")
     rows = runs.read_metrics(out)
     storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
     return runs.summary_of(out, settings)

@@ -58,6 +58,7 @@ function show(id) {
   $("name").textContent = detail.name;
   $("name").title = detail.name;
   $("why").textContent = detail.why;
+  $("stage").setAttribute("aria-label", `${detail.name} with its box`);
   $("verdict").textContent = words(detail.verdict);
   const figures = document.querySelector(".figures");
   $("crop-figure").hidden = !detail.has_crop;

@@ -223,6 +223,10 @@ export class Stage {
     const under = event.button === 1 ? null : this.under(at, event.pointerType === "touch");
     const drawNew = event.button === 0 && (event.shiftKey || !this.box);
     this.grip = { ...(drawNew ? { kind: "new" } : (under ?? { kind: "pan" })), at, box: this.box && [...this.box], angle: this.angle };
+    if (this.grip.kind === "handle") {
+      const [hx, hy] = handleAt(this.box, this.angle, under.handle);
+      this.grip.off = [hx - at.px, hy - at.py]; // a finger is not exact: the edge must not jump to it
+    }
     if (under?.kind === "handle" && !drawNew && EDGES.includes(under.handle) && this.edge !== under.handle) {
       this.edge = under.handle;
       this.edgeChanged();
@@ -253,7 +257,7 @@ export class Stage {
       this.fitted = false;
       this.look();
     } else if (grip.kind === "handle") {
-      this.setBox(withHandleAt(grip.box, grip.angle, grip.handle, at.px, at.py, this.item.size), grip.angle);
+      this.setBox(withHandleAt(grip.box, grip.angle, grip.handle, at.px + grip.off[0], at.py + grip.off[1], this.item.size), grip.angle);
     } else if (grip.kind === "box") {
       const [dx, dy] = [at.px - grip.at.px, at.py - grip.at.py].map(Math.round);
       if (dx || dy || grip.moved) {
