@@ -30,7 +30,7 @@ MARKUP = "<img src=x onerror=alert(1)>.png"
 """A name that would be markup if it were not text."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, no other test of the process can have an event loop
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
