@@ -190,12 +190,7 @@ def _row(pair: Pair, original_id: str | None, crop_id: str | None, match: Match,
     original_wh, crop_wh = match.original_wh or (None, None), match.crop_wh or (None, None)
     box = match.box
     return {
-        "pair_id": pair.pair_id,
-        "original_uri": pair.original_uri,
-        "crop_uri": pair.crop_uri,
-        "original_id": original_id,
-        "crop_id": crop_id,
-        "group": original_id or crop_id or pair.pair_id,
+        **named(pair, original_id, crop_id),
         "original_w": original_wh[0],
         "original_h": original_wh[1],
         "crop_w": crop_wh[0],
@@ -212,5 +207,17 @@ def _row(pair: Pair, original_id: str | None, crop_id: str | None, match: Match,
         "verdict": match.verdict,
         "reason": match.reason,
         "elapsed_ms": elapsed_ms,
+    }
+
+
+def named(pair: Pair, original_id: str | None, crop_id: str | None) -> Row:
+    """What names a row of the pairs table, whoever found its box."""
+    return {
+        "pair_id": pair.pair_id,
+        "original_uri": pair.original_uri,
+        "crop_uri": pair.crop_uri,
+        "original_id": original_id,
+        "crop_id": crop_id,
+        "group": original_id or crop_id or pair.pair_id,
         "stamp": pair.stamp,
     }

@@ -19,6 +19,7 @@ from cropreg.images import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cropreg.interchange import coco, pp3, table, xmp
 from cropreg.interchange.listed import Listed
 from cropreg.interchange.turned import corners
+from cropreg.labels import named
 from cropreg.matching.find import Picture
 from cropreg.pairs import Pair, pair_id
 from cropreg.schema import FOUND, UNPAIRED, UNREADABLE
@@ -242,13 +243,4 @@ def _inside(box: Box, angle_deg: float, size_wh: tuple[int, int], file: str) -> 
 
 def _row(pair: ImportedPair, original_id: str | None = None, crop_id: str | None = None, **rest: Any) -> dict[str, Any]:
     """One row of the pairs table but for its split; columns that are not named are null."""
-    return {
-        "pair_id": pair.pair_id,
-        "original_uri": pair.original_uri,
-        "crop_uri": pair.crop_uri,
-        "original_id": original_id,
-        "crop_id": crop_id,
-        "group": original_id or crop_id or pair.pair_id,
-        "stamp": pair.stamp,
-        **rest,
-    }
+    return {**named(pair, original_id, crop_id), **rest}
