@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, isotropic
+from cropreg.matching.place import Affine, without_shear
 from cropreg.matching.plane import Plane, from_between
 from cropreg.matching.search import Candidate
 
@@ -37,7 +37,9 @@ def by_features(
     found = []
     for linear, shift, votes in similarities(a, b, (low, high), max_angle_deg, count):
         matrix = np.hstack([linear, shift[:, None]])
-        found.append(Candidate(isotropic(from_between(original, crop, matrix), crop.center_xy), votes / len(good), original.step))
+        found.append(
+            Candidate(without_shear(from_between(original, crop, matrix), crop.center_xy), votes / len(good), original.step)
+        )
     return found
 
 

@@ -19,6 +19,7 @@ from cropreg.matching import place as places
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, better, compare, convinces, follow, passes, plausible
 from cropreg.matching.frame import inside_frame
+from cropreg.matching.grain import averaged, by_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
@@ -158,7 +159,8 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
     if fits and not plausible(found, s) and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture):
-        found = better(found, _at_half_size(original, crop, s))
+        half = _at_half_size(original, crop, s)
+        found = half if plausible(half, s) else better(found, half)  # one that shows no tiles has no merit
     return found
 
 
@@ -166,14 +168,14 @@ def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found
     """Correlates everything at half size, large pictures at a quarter or less: brings back plain crops whose only texture is fine."""
     num_px = original.size_wh[0] * original.size_wh[1]
     factor = 1 if min(crop.size_wh) < 64 else 2 if num_px <= HALF_MAX_PX else math.ceil(math.sqrt(num_px / QUARTER_MAX_PX))
-    whole, part = (Plane(p.full()).reduced(factor).smoothed(s.smooth_px) for p in (original, crop))
-    pair = Pair(whole, part, s.band_px)
-    scores = correlation_map(band_pass(whole.pixels, s.band_px), band_pass(part.pixels, s.band_px))
+    whole, part = (averaged(Plane(p.full()), factor) for p in (original, crop))
+    pair = Pair(whole.smoothed(s.smooth_px), part.smoothed(s.smooth_px), s.band_px)
+    scores = correlation_map(*(band_pass(plane.pixels, s.band_px) for plane in (pair.original, pair.crop)))
     best: Found | None = None
     for x, y, _ in peaks(scores, 2, apart_px=4):
         fit = register(pair, places.shifted(x * factor, y * factor), "shift", iterations=s.iterations)
         best = better(best, Found(fit, compare(pair, fit.place, s), "ncc", pair))
-    return best
+    return best if plausible(best, s) else better(best, by_grain(original, crop, whole, part, s))
 
 
 def _texture(crop: Picture, s: MatcherSettings) -> float:

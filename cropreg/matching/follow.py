@@ -91,7 +91,11 @@ def paired(original: Picture, crop: Picture, step: float, scale: float, s: Match
 
 
 def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings, level: int) -> Pair:
-    return paired(original, crop, step * 2.0**level, scale, s)
+    """The pair a candidate is followed on: coarse ones lose more of what is slow, for a vignette is all they would show of a clear sky."""
+    pair = paired(original, crop, step * 2.0**level, scale, s)
+    if level == 0 or pair.bands:
+        return pair
+    return replace(pair, band_px=min(s.band_px, max(s.coarse_band_px, max(pair.crop.size_wh) // 8 | 1)))
 
 
 def _levels(ratio: float, model: str) -> Sequence[int]:

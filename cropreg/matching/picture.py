@@ -23,7 +23,7 @@ NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most no
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 2_200_000  # smaller JPEGs are decoded whole at once: most are asked for their full size in the end, and 0.7 + 1 > 1
 PROGRESSIVE_MAX_PX = 1_000_000  # the same for progressive ones, whose full decode costs four times as much
-SEARCH_LEAST_PX = 300  # long side of a search plane made of a full picture: a power of two as small as this leaves
+SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
 class Picture:

@@ -79,14 +79,18 @@ def from_box(box: Box, crop_wh: tuple[int, int], angle_deg: float = 0.0) -> Affi
     return np.hstack([linear, (np.asarray(box.center_xy) - linear @ (np.asarray(crop_wh) / 2))[:, None]])
 
 
-def isotropic(place: Affine, crop_center_xy: tuple[float, float]) -> Affine:
-    """The similarity nearest to a place, about the crop's centre: planes have slightly different steps in x and y, crops do not."""
+def without_shear(place: Affine, crop_center_xy: tuple[float, float], *, stretched: bool = False) -> Affine:
+    """The nearest place without shear, about the crop's centre: one scale and an angle, or two scales where it is ``stretched``.
+
+    Planes have slightly different steps in x and y, crops do not.
+    """
     x, y = crop_center_xy
     (a, b, c), (d, e, f) = place.tolist()
-    cos, sin = (a + e) / 2, (d - b) / 2
-    shrink = math.sqrt(max(a * e - b * d, 1e-12)) / math.hypot(cos, sin)
-    cos, sin = cos * shrink, sin * shrink
-    return np.array([[cos, -sin, a * x + b * y + c - cos * x + sin * y], [sin, cos, d * x + e * y + f - sin * x - cos * y]])
+    cos, sin = a + e, d - b
+    cos, sin = cos / math.hypot(cos, sin), sin / math.hypot(cos, sin)
+    length_x, length_y = (math.hypot(a, d), math.hypot(b, e)) if stretched else (math.sqrt(max(a * e - b * d, 1e-12)),) * 2
+    a2, b2, d2, e2 = length_x * cos, -length_y * sin, length_x * sin, length_y * cos
+    return np.array([[a2, b2, a * x + b * y + c - a2 * x - b2 * y], [d2, e2, d * x + e * y + f - d2 * x - e2 * y]])
 
 
 def distance_px(a: Affine, b: Affine, crop_wh: tuple[int, int]) -> float:

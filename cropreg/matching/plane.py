@@ -61,8 +61,14 @@ class Plane:
         if factor == 1:
             return self
         w, h = (n // factor for n in self.size_wh)
-        whole = self.pixels[: h * factor, : w * factor]
-        pixels = cv2.resize(whole, (w, h), interpolation=cv2.INTER_AREA)
+        pixels = self.pixels[: h * factor, : w * factor]
+        if whole_numbers := pixels.dtype == np.uint8 and factor in (4, 8):  # halvings cost a third of one step
+            for _ in range(factor // 4):
+                pixels = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            pixels = pixels.astype(np.float32)  # rounded twice, smooth pictures would drown in it
+        pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
+        if whole_numbers:
+            pixels = cv2.convertScaleAbs(pixels)
         return Plane(pixels, (self.step_xy[0] * factor, self.step_xy[1] * factor), self.shift_xy)
 
     def resampled(self, step: float) -> Plane:

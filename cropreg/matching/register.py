@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, compose, invert
+from cropreg.matching.place import Affine, compose, invert, without_shear
 from cropreg.matching.plane import Pair
 
 MODELS = {"shift": 2, "scale": 3, "similarity": 4, "free": 5}
@@ -94,7 +94,9 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
         edges = _edge_rows(model)
         sigma = float(np.sqrt(np.maximum(np.einsum("ei,ij,ej->e", edges, covariance, edges), 0).max()))
         sigma *= pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    return Fit(pair.place(matrix), ncc, squared * target.size / energy, sigma, step_px < 0.1, model)
+    # Planes have slightly different steps in x and y, so that a turn of one plane shears the place.
+    place = pair.place(matrix) if model == "shift" else without_shear(pair.place(matrix), grid.center_xy, stretched=model == "free")
+    return Fit(place, ncc, squared * target.size / energy, sigma, step_px < 0.1, model)
 
 
 def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDArray[np.float64]:

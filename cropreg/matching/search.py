@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, isotropic
+from cropreg.matching.place import Affine, without_shear
 from cropreg.matching.plane import Plane, band_pass, deviation, from_between
 
 
@@ -135,6 +135,6 @@ def over_scales(
         scores = correlation_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
         for x, y, ncc in peaks(scores, 2, apart_px=3):
             matrix = np.hstack([linear, [[x], [y]]])
-            found.append(Candidate(isotropic(from_between(whole, template, matrix), crop.center_xy), ncc, whole.step))
+            found.append(Candidate(without_shear(from_between(whole, template, matrix), crop.center_xy), ncc, whole.step))
     found.sort(key=lambda c: -c.ncc)
     return distinct(found, apart_px=3 * original.step)[:count]

@@ -56,7 +56,7 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
     sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
-    if unrest.calm and sure and not same_size and _is_exact(found, kept, s):
+    if unrest.calm and sure and not same_size and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
@@ -83,8 +83,12 @@ def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
     if not kept and len(windows) < s.least_edge_windows and found.evidence.tiles >= s.sure_tiles:
         nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
-        if nearer is not None and plausible(nearer, s) and nearer.fit.sigma_px < found.fit.sigma_px:
-            found, place, error_px = nearer, nearer.place, _error_px(nearer, kept)
+        if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
+            if plausible(nearer, s):
+                found, place, error_px = nearer, nearer.place, _error_px(nearer, kept)
+            elif nearer.evidence.band >= s.whole_band:  # tiles of a smooth picture hold little but JPEG's noise at this resolution
+                found = replace(nearer, evidence=found.evidence)
+                place, error_px = found.place, _error_px(found, kept)
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     noise = None
     if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
@@ -200,11 +204,13 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 class _Unrest:
     """Whether all tiles lie still, the median of their displacements over their errors, and suspects.
 
-    ``suspects`` are the centres (x, y), in crop pixels, of tiles that most clearly do not.
+    ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled.  ``suspects`` are the centres
+    (x, y), in crop pixels, of tiles that most clearly do not lie still.
     """
 
     calm: bool
     median: float
+    drift_px: float
     suspects: list[tuple[float, float]]
 
 
@@ -216,7 +222,7 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
     small, large = displacements(found.pair, found.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0.0, [])
+        return _Unrest(False, 0.0, np.inf, [])
     relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
     median = float(np.median(relative))
     calm = median < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
@@ -237,4 +243,6 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
             suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
     if float(strength.max()) < s.suspect_ratio:
         suspects = []  # nothing clear enough to pay for full size
-    return _Unrest(calm and not suspects, median, suspects)
+    weights = 1 / np.maximum(small.sigmas_px[corner], 1e-6) ** 2
+    drift_px = float(np.abs(weights @ small.shifts_px[corner]).max() / weights.sum())
+    return _Unrest(calm and not suspects, median, drift_px, suspects)

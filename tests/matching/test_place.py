@@ -41,7 +41,7 @@ def test_a_positive_angle_turns_the_crops_x_axis_clockwise_on_the_screen():
 @given(coordinate, coordinate, length, st.floats(0.99, 1.01), angle)
 def test_the_isotropic_place_keeps_the_centre_and_has_one_scale(x, y, w, stretch, degrees):
     place = places.from_box(Box(x, y, x + w, y + w * stretch), (200, 200), degrees)
-    even = places.isotropic(place, (100.0, 100.0))
+    even = places.without_shear(place, (100.0, 100.0))
     assert np.allclose(places.center(even, (200, 200)), places.center(place, (200, 200)))
     scale_x, scale_y = places.scales(even)
     assert scale_x == pytest.approx(scale_y)
