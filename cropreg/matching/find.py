@@ -28,7 +28,7 @@ from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
 from cropreg.matching.search import Candidate, at_same_scale, correlation_map, over_scales, peaks
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import settle, tell_apart
+from cropreg.matching.settle import kept_or_free, settle, tell_apart
 from cropreg.storage import read_bytes
 
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
@@ -90,9 +90,13 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
         return framed
     if found is None or not passes(found, s):
         return _not_found(blank, original, crop, lowest, s)
+    # First of all, for as a mere shift a crop turned by little fits elsewhere about as well.
+    found, kept = kept_or_free(original, crop, found, s)
     elsewhere = rivals(original, crop, found, s)
-    found, tied = tell_apart(original, crop, found, elsewhere.places, s)
-    settled = settle(original, crop, found, s)
+    best, tied = tell_apart(original, crop, found, elsewhere.places, s)
+    if best is not found:
+        found, kept = kept_or_free(original, crop, best, s)
+    settled = settle(original, crop, found, kept, s)
     return answer(blank, crop.size_wh, settled, elsewhere, tied, s)
 
 
@@ -116,7 +120,8 @@ def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s:
     twin = crop.mirrored()
     found = quick_search(original, twin, lowest, s)
     if found is not None and convinces(found, s):
-        match = answer(blank, twin.size_wh, settle(original, twin, found, s), Elsewhere(None, []), False, s)
+        settled = settle(original, twin, *kept_or_free(original, twin, found, s), s)
+        match = answer(blank, twin.size_wh, settled, Elsewhere(None, []), False, s)
         if match.verdict == "found":
             return replace(match, verdict="doubtful", reason="The crop is mirrored: left and right are exchanged.")
     return replace(blank, verdict="no_match", reason="No place in the original looks like the crop.")

@@ -50,9 +50,8 @@ class Settled:
     noise: SharedNoise | None = None
 
 
-def settle(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Settled:
-    """Decides between a kept scale and a free one, and goes to full size if the predicted error or the tiles ask for it."""
-    found, kept = _kept_or_free(original, crop, found, s)
+def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
+    """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it."""
     unrest = _unrest(found, s)
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
     sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
@@ -138,7 +137,7 @@ def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettin
     return paired(original, crop, max(original.search_plane.step, crop.finest_step / scale), scale, s)
 
 
-def _kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
+def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
     """Was the crop only cut out, or resized or turned as well?  The simplest model stands unless the next explains clearly more.
 
     A large crop found at its own scale is asked at half the plane's resolution, which shows a turn or a stretch as well.
