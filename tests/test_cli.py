@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cropreg import cli
+from cropreg import cli, logs
+from cropreg.cli.endings import Interrupted
 from cropreg.pipelines import match as match_pipeline
 from cropreg.pipelines import train as train_pipeline
 
@@ -156,7 +157,7 @@ def test_too_much_bad_input_ends_with_6_after_everything_is_written(
     assert json.loads((tmp_path / "result.json").read_text())["code"] == 6
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (cli._Interrupted, 143)])
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Interrupted, 143)])
 def test_interruption_prints_the_command_to_go_on(
     error: type[BaseException], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +195,7 @@ def test_how_much_is_told_has_short_flags(
     flag: str | None, verbosity: int, seen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(cli.logs, "set_up", told.append)
+    monkeypatch.setattr(logs, "set_up", told.append)
     assert cli.run(["train", "boxes", "--out", str(tmp_path), *([flag] if flag else [])]) == 0
     assert told == [verbosity]
 

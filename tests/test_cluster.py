@@ -158,7 +158,7 @@ def test_ray_accepts_runtime_env() -> None:
 
 def test_job_uploads_code_and_demo_photographs_but_no_data(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())
-    travels = ["cropreg/cli.py", "ray_jobs/match.py", "cropreg/demo/photos/cat.jpg", "pyproject.toml"]
+    travels = ["cropreg/cli/verbs.py", "ray_jobs/match.py", "cropreg/demo/photos/cat.jpg", "pyproject.toml"]
     stays = [
         "scan.jpg",
         "deep/er/scan.jpg",

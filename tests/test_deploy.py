@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from cropreg import cli
+from cropreg.cli import verbs
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,7 +95,7 @@ def test_job_runs_one_verb_that_our_own_command_line_accepts(job: dict[str, Any]
     assert [shlex.split(line)[:2] for line in lines] == [["cropreg", verb] for verb in ("match", "train", "evaluate", "predict")]
     for line in lines:
         _, verb, *arguments = shlex.split(line)
-        paths, config = cli._look_at(verb, arguments)
+        paths, config = verbs.look_at(verb, arguments)
         assert paths and config is None
         assert all(path.startswith("s3://CHANGE-ME/") for name, path in paths.items() if name != "weights")
 

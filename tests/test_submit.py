@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cropreg import cli
+from cropreg.cli import words as cli_words
 from cropreg.errors import UsageError
 from cropreg.pipelines import submit
 
@@ -56,7 +57,7 @@ def test_checkout_travels_with_its_runtime_env_and_without_its_pictures(capsys: 
     environment = json.loads(words[words.index("--runtime-env-json") + 1])
     assert environment["env_vars"]["VIPS_CONCURRENCY"] == "1"
     upload = submit.files_to_upload(folder, environment["excludes"])
-    assert {"cropreg/cli.py", "ray_jobs/match.py", "pyproject.toml"} <= set(upload)
+    assert {"cropreg/cli/verbs.py", "ray_jobs/match.py", "pyproject.toml"} <= set(upload)
     assert not [name for name in upload if name.startswith(("tests/", ".git/", ".venv/", "docs/"))]
 
 
@@ -221,7 +222,7 @@ def test_cluster_that_is_not_there_ends_with_5(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_options_before_the_verb_are_kept_apart_from_those_behind(tokens: list[str], apart: list[str]) -> None:
-    assert cli._apart(tokens) == apart
+    assert cli_words.apart(tokens) == apart
 
 
 class Sent:

@@ -1,47 +1,32 @@
-"""The command line: parses, calls the one function of a verb, prints what was made, and ends with the verb's exit code.
-
-Nothing heavy is imported before a verb runs, so that ``cropreg --help`` answers at once.
-"""
+"""The verbs: each takes its words, calls the one function of its pipeline, and ends with the verb's exit code."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict, Env
+from cyclopts.config import Env
 
-from cropreg import __version__, logs, storage
-from cropreg.errors import CropregError, LockedError, OutputError, UsageError
+from cropreg import __version__
+from cropreg.cli.endings import Stopped, finish, tell
+from cropreg.cli.words import apart, settings_file, with_verdicts
+from cropreg.errors import CropregError, UsageError
 from cropreg.settings import (
-    DEFAULT_RETRY,
-    VERBS,
-    VERDICT_NAMES,
     DoorSettings,
     EvaluateSettings,
     ExportSettings,
     MatchSettings,
     PredictSettings,
     ReviewSettings,
-    Settings,
     SubmitSettings,
     TrainSettings,
-    read_yaml,
 )
 
-log = logging.getLogger(__name__)
-
-_SETTINGS: dict[str, type[Settings]] = dict(
-    zip(VERBS, (MatchSettings, TrainSettings, EvaluateSettings, PredictSettings, ExportSettings, ReviewSettings), strict=True)
-)
 _HELP = """Learns how a person crops, from the pairs of originals and crops they already have.
 
 Paths are local, or s3://, gs://, abfs://.  A setting comes from the first of: flag, CROPREG_* variable (CROPREG_BATCH_SIZE),
@@ -52,6 +37,7 @@ _EPILOGUE = (
     "6 too much of the input is bad, 7 another run is writing, 8 diverged or invalid model, 130 interrupted."
 )
 
+
 _SHORT = {"verbose": "-v", "quiet": "-q"}
 _PATHS = {  # what each verb reads or writes, by the names of arguments and settings
     "match": ("originals", "crops", "pairs", "out"),
@@ -59,8 +45,6 @@ _PATHS = {  # what each verb reads or writes, by the names of arguments and sett
     "evaluate": ("run", "boxes"),
     "predict": ("run", "images", "out"),
 }
-_WITHOUT_VALUE = ("--no-wait", "--dry-run", "--json", "--verbose", "-v", "--quiet", "-q", "--help", "-h", "--version")
-_OURS = ("result.json", "run.json", "manifests", "pairs", "predictions.parquet", ".parts")  # an output of ours has one of these
 
 app = App(
     name="cropreg",
@@ -72,14 +56,6 @@ app = App(
 )
 _Flat = Parameter(name="*")
 Door = Annotated[DoorSettings, _Flat]
-
-
-class _Interrupted(BaseException):
-    """SIGTERM, as an exception, so that what is open is closed on the way out."""
-
-
-class _Stopped(Exception):
-    """A verb was interrupted; the first argument is its exit code."""
 
 
 @app.command
@@ -118,7 +94,7 @@ def match(
 
         return pipeline.run(originals, crops, out=out, pairs=pairs, settings=settings, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, None if explain else out)
+    return finish(work, door, None if explain else out)
 
 
 @app.command
@@ -136,7 +112,7 @@ def check(boxes: str, *, door: Door = DoorSettings()) -> int:  # noqa: B008
 
         return pipeline.run(boxes, dry_run=door.dry_run)
 
-    return _finish(work, door, boxes)
+    return finish(work, door, boxes)
 
 
 @app.command
@@ -162,7 +138,7 @@ def train(
 
         return pipeline.run(boxes, out=out, settings=settings, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, out)
+    return finish(work, door, out)
 
 
 @app.command
@@ -185,7 +161,7 @@ def evaluate(
 
         return pipeline.run(run, settings=settings, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, run)
+    return finish(work, door, run)
 
 
 @app.command
@@ -217,7 +193,7 @@ def predict(
         named = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if images == "-" else images
         return pipeline.run(run, named, out=out, settings=settings, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, out)
+    return finish(work, door, out)
 
 
 @app.command
@@ -244,7 +220,7 @@ def submit(
         return run([verb, "--help"])
 
     def work() -> dict[str, Any]:
-        paths, config = _look_at(verb, arguments)
+        paths, config = look_at(verb, arguments)
         if door.config is not None:
             raise UsageError("submit: --config is the verb's: put it behind VERB.")
         from cropreg.pipelines import submit as pipeline
@@ -253,7 +229,7 @@ def submit(
             verb, arguments, paths=paths, config=config, settings=settings, address=door.address, dry_run=door.dry_run
         )
 
-    return _finish(work, door, None)
+    return finish(work, door, None)
 
 
 @app.command
@@ -279,7 +255,7 @@ def export(
 
         return pipeline.run(run, out=out, settings=settings, dry_run=door.dry_run)
 
-    return _finish(work, door, None)
+    return finish(work, door, None)
 
 
 @app.command
@@ -302,31 +278,7 @@ def review(
 
         return pipeline.run(boxes, settings=settings, dry_run=door.dry_run)
 
-    return _finish(work, door, None)
-
-
-def _look_at(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], Path | None]:
-    """Parses a verb's arguments as the job will; returns the paths of its data by name, and its settings file."""
-    tokens = [verb, *arguments]
-    try:
-        app.config = [Env("CROPREG_", command=False), *_file(tokens)]
-        _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UsageError(f"{error}\nOptions of submit stand before {verb}. See: cropreg {verb} --help") from error
-    if any(token == "--address" or token.startswith("--address=") for token in arguments):
-        raise UsageError(f"submit: --address stands before {verb}; the job finds its own cluster by itself.")
-    given = bound.arguments
-    values = {**dict(given.get("settings", ())), **given}
-    paths = {name: str(values[name]) for name in _PATHS[verb] if values.get(name) is not None}
-    return paths, given.get("door", DoorSettings()).config
-
-
-def _apart(tokens: Sequence[str]) -> list[str]:
-    """Puts ``--`` before the verb of ``cropreg submit``, so that what follows is not taken for options of submit."""
-    at = 1
-    while at < len(tokens) and tokens[at].startswith("-") and tokens[at] != "--":
-        at += 1 if "=" in tokens[at] or tokens[at] in _WITHOUT_VALUE else 2
-    return [*tokens[:at], *(["--"] if tokens[at : at + 1] not in ([], ["--"]) else []), *tokens[at:]]
+    return finish(work, door, None)
 
 
 @app.command
@@ -344,7 +296,7 @@ def demo(*, out: str | None = None, door: Door = DoorSettings()) -> int:  # noqa
 
         return journey.run(out, address=door.address, dry_run=door.dry_run)
 
-    return _finish(work, door, out)
+    return finish(work, door, out)
 
 
 @app.command
@@ -362,7 +314,7 @@ def doctor(uri: str | None = None, *, door: Door = DoorSettings()) -> int:  # no
 
         return pipeline.run(None if door.dry_run else uri)
 
-    return _finish(work, door, None)
+    return finish(work, door, None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -372,16 +324,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Parses and runs one verb; returns the exit code.  ``ray_jobs/`` come in here too."""
-    tokens = _with_verdicts(arguments)
+    tokens = with_verdicts(arguments)
     try:
-        app.config = [Env("CROPREG_", command=False), *_file(tokens)]
+        app.config = [Env("CROPREG_", command=False), *settings_file(tokens)]
         if tokens[:1] == ["submit"]:
-            tokens = _apart(tokens)
+            tokens = apart(tokens)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except CropregError as error:
-        return _tell(error)
-    except _Stopped as stopped:
+        return tell(error)
+    except Stopped as stopped:
         if tokens[0] == "submit":  # the job is not ours to continue: it has said how to follow it
             return int(stopped.args[0])
         again = list(tokens)
@@ -391,117 +343,20 @@ def run(arguments: Sequence[str]) -> int:
         return int(stopped.args[0])
     except CycloptsError as error:
         verb = tokens[0] if tokens and tokens[0] in app else ""
-        return _tell(UsageError(f"{error}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
+        return tell(UsageError(f"{error}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
 
 
-def _with_verdicts(arguments: Sequence[str]) -> list[str]:
-    """The arguments with what follows ``--retry-failed`` (verdicts, or nothing) made one value, which is all that a flag can take."""
-    tokens: list[str] = []
-    retried: list[str] | None = None
-    for token in arguments:
-        if token == "--retry-failed":
-            retried = []
-        elif retried is not None and token in VERDICT_NAMES:
-            retried.append(token)
-        else:
-            if retried is not None:
-                tokens.append(f"--retry-failed={','.join(retried) or DEFAULT_RETRY}")
-                retried = None
-            tokens.append(token)
-    return tokens if retried is None else [*tokens, f"--retry-failed={','.join(retried) or DEFAULT_RETRY}"]
-
-
-def _file(tokens: Sequence[str]) -> list[Dict]:
-    """The settings file named in the arguments or in CROPREG_CONFIG, checked against the verb's settings before it is used."""
-    name = os.environ.get("CROPREG_CONFIG")
-    for i, token in enumerate(tokens):
-        if token == "--config" and i + 1 < len(tokens):
-            name = tokens[i + 1]
-        elif token.startswith("--config="):
-            name = token.removeprefix("--config=")
-    verb = tokens[0] if tokens else ""
-    if name is None or verb not in _SETTINGS:
-        return []
-    values = read_yaml(Path(name), verb, _SETTINGS[verb])
-    return [
-        Dict({key.rstrip("_").replace("_", "-"): value for key, value in values.items()}, use_commands_as_keys=False, source=name)
-    ]
-
-
-def _finish(work: Callable[[], dict[str, Any]], door: DoorSettings, out: str | None) -> int:
-    """Runs a verb, tells how it ended, leaves ``result.json`` beside its output, and returns the exit code."""
-    logs.set_up(-1 if door.quiet else 1 if door.verbose else 0)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+def look_at(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], Path | None]:
+    """Parses a verb's arguments as the job will; returns the paths of its data by name, and its settings file."""
+    tokens = [verb, *arguments]
     try:
-        summary = work()
-        code = int(summary["code"])
-        if not door.dry_run and "out" in summary:
-            _write_result(str(summary["out"]), summary)
-        print(json.dumps(_figures(summary)) if door.json_ else _text(summary))
-        if "message" in summary:
-            print(f"cropreg: {summary['message']}", file=sys.stderr)
-        return code
-    except CropregError as error:
-        silent = isinstance(error, LockedError | OutputError | UsageError)  # the output is another's, or cannot be written
-        _write_failure(out, error.exit_code, str(error), unless=silent or door.dry_run)
-        return _tell(error)
-    except (KeyboardInterrupt, _Interrupted, SystemExit) as error:
-        # SystemExit: a Ray that was there before us has put its own handler of SIGTERM over ours.
-        code = 130 if isinstance(error, KeyboardInterrupt) else 143
-        _write_failure(out, code, "interrupted", unless=door.dry_run)
-        raise _Stopped(code) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _Interrupted
-
-
-def _tell(error: CropregError) -> int:
-    print(f"cropreg: {error}", file=sys.stderr)
-    return error.exit_code
-
-
-def _write_failure(out: str | None, code: int, message: str, *, unless: bool) -> None:
-    """Leaves word of a failure in an output that is ours or empty; a folder of other things is left alone."""
-    if unless or out is None:
-        return
-    try:
-        out = storage.absolute(out)
-        empty = not storage.is_remote(out) and storage.is_folder(out) and not any(storage.list_files(out))
-        if empty or any(storage.exists(storage.join(out, name)) for name in _OURS):
-            _write_result(out, {"code": code, "message": message})
-    except CropregError as error:
-        log.debug("no result.json: %s", error)
-
-
-def _write_result(out: str, summary: dict[str, Any]) -> None:
-    result = {**_figures(summary), "cropreg_version": __version__}
-    storage.write_whole(storage.join(storage.absolute(out), "result.json"), json.dumps(result, indent=1).encode())
-
-
-def _figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary without what is written for a person."""
-    return {name: value for name, value in summary.items() if name != "text"}
-
-
-def _text(summary: dict[str, Any]) -> str:
-    """The summary as a few lines for a person."""
-    if "text" in summary:
-        return str(summary["text"])
-    lines = []
-    for name, value in summary.items():
-        if name in ("code", "top_reasons", "message") or value is None:
-            continue
-        if isinstance(value, dict):
-            value = "  ".join(f"{key} {item:,}" if isinstance(item, int) else f"{key} {item}" for key, item in value.items())
-        lines.append(
-            f"{name.replace('_', ' '):12s} {value:.4f}" if isinstance(value, float) else f"{name.replace('_', ' '):12s} {value}"
-        )
-    lines += [f"  {number} x {reason}" for reason, number in summary.get("top_reasons", [])]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+        app.config = [Env("CROPREG_", command=False), *settings_file(tokens)]
+        _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UsageError(f"{error}\nOptions of submit stand before {verb}. See: cropreg {verb} --help") from error
+    if any(token == "--address" or token.startswith("--address=") for token in arguments):
+        raise UsageError(f"submit: --address stands before {verb}; the job finds its own cluster by itself.")
+    given = bound.arguments
+    values = {**dict(given.get("settings", ())), **given}
+    paths = {name: str(values[name]) for name in _PATHS[verb] if values.get(name) is not None}
+    return paths, given.get("door", DoorSettings()).config
