@@ -35,7 +35,7 @@ __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 HALF_MAX_PX = 8_000_000  # larger originals are correlated at a quarter or less, for the sake of memory
-QUARTER_MAX_PX = 1_000_000  # at what is left of them: correlating takes 40 bytes a pixel
+QUARTER_MAX_PX = 750_000  # at what is left of them: correlating takes 40 bytes a pixel
 DEFAULTS = MatcherSettings()
 
 
