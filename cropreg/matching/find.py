@@ -180,7 +180,9 @@ def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found
     for x, y, _ in peaks(scores, 2, apart_px=4):
         fit = register(pair, places.shifted(x * factor, y * factor), "shift", iterations=s.iterations)
         best = better(best, Found(fit, compare(pair, fit.place, s), "ncc", pair))
-    return best if plausible(best, s) else better(best, by_grain(original, crop, whole, part, s))
+    if best is not None and plausible(best, s) and best.evidence.tiles >= s.sure_tiles:
+        return best
+    return better(best, by_grain(original, crop, whole, part, s))
 
 
 def _texture(crop: Picture, s: MatcherSettings) -> float:

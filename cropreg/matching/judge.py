@@ -33,7 +33,10 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
     verdict, reason = _verdict(settled, tied, s)
-    if verdict == "found" and gap < s.least_gap and not convinces(found, s):  # strong edits make the plain NCC of true places low
+    sure = convinces(found, s) or _confirmed(
+        settled, s
+    )  # strong edits make the plain NCC of true places low, skies that of all others high
+    if verdict == "found" and gap < s.least_gap and not sure:
         verdict, reason = "doubtful", "Another place in the original correlates better with the crop."
     return replace(
         blank,
@@ -91,7 +94,9 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
 def _confirmed(settled: Settled, s: MatcherSettings) -> bool:
     """Whether every window that was asked at full size agrees, and enough were asked to stand for tiles that have no texture."""
     windows = settled.windows or []
-    agree = len(windows) == settled.tried and len(windows) >= s.least_edge_windows
+    e = settled.found.evidence
+    alike = e.low >= s.even_median and e.tiles >= s.even_tiles  # evenly so in all tiles: grain, or a picture dark throughout
+    agree = len(windows) == settled.tried and len(windows) >= (s.least_grain_windows if alike else s.least_edge_windows)
     return agree and float(np.median([w.rest for w in windows])) < s.window_rest
 
 

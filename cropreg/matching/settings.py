@@ -147,6 +147,7 @@ class MatcherSettings(Settings):
     least_edge_windows: int = Field(
         5, ge=3, description="agreeing windows that tell the edges of a turned crop better than its plane"
     )
+    least_grain_windows: int = Field(3, ge=1, description="agreeing windows that confirm a place where all tiles agree evenly")
     again_px: float = Field(
         2.0, gt=0, description="median shift of a resized crop's windows that asks for a second look from there"
     )

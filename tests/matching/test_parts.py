@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from cropreg.boxes import Box
 from cropreg.images import decode_reduced
 from cropreg.matching import place as places
 from cropreg.matching.local import displacements
@@ -85,3 +88,13 @@ def test_a_baseline_file_and_one_without_its_end_have_no_first_scan():
     assert first_scan(encode(scene(9, 200, 100))) is None
     data = encode(scene(9, 400, 300), progressive=True)
     assert first_scan(data[:-20]) is None
+
+
+def test_registering_leaves_no_shear_behind_though_the_planes_steps_differ():
+    original = Plane(cv2.resize(scene(5)[..., 1], (227, 151), interpolation=cv2.INTER_AREA), (8.0, 8.0)).smoothed(0.9)
+    box = Box(320.0, 240.0, 1280.0, 880.0)
+    pixels = Image.fromarray(scene(5)[240:880, 320:1280, 1]).resize((96, 66), Image.Resampling.BOX)  # 10 and 9.7 px a pixel
+    crop = Plane(np.asarray(pixels), (10.0, 640 / 66)).smoothed(0.9)
+    start = places.from_box(box, (960, 640), 8.0)
+    (a, b, _), (c, d, _) = register(Pair(original, crop, 15), start, "similarity", iterations=30).place
+    assert abs(a - d) < 1e-9 and abs(b + c) < 1e-9

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cropreg.boxes import Box
 from cropreg.matching import place as places
+from cropreg.matching.grain import averaged
 from cropreg.matching.plane import Plane, between, from_between, warped
 
 coordinate = st.floats(-2000, 2000)
@@ -39,13 +40,19 @@ def test_a_positive_angle_turns_the_crops_x_axis_clockwise_on_the_screen():
 
 
 @given(coordinate, coordinate, length, st.floats(0.99, 1.01), angle)
-def test_the_isotropic_place_keeps_the_centre_and_has_one_scale(x, y, w, stretch, degrees):
+def test_a_place_without_shear_keeps_the_centre_and_has_one_scale(x, y, w, stretch, degrees):
     place = places.from_box(Box(x, y, x + w, y + w * stretch), (200, 200), degrees)
     even = places.without_shear(place, (100.0, 100.0))
     assert np.allclose(places.center(even, (200, 200)), places.center(place, (200, 200)))
     scale_x, scale_y = places.scales(even)
     assert scale_x == pytest.approx(scale_y)
     assert places.angle_deg(even) == pytest.approx(places.angle_deg(place), abs=0.4)
+
+
+@given(coordinate, coordinate, length, st.floats(0.9, 1.1), angle)
+def test_a_stretched_place_without_shear_is_left_alone(x, y, w, stretch, degrees):
+    place = places.from_box(Box(x, y, x + w, y + w * stretch), (200, 200), degrees)
+    assert np.allclose(places.without_shear(place, (100.0, 100.0), stretched=True), place)
 
 
 def test_a_map_between_planes_of_any_resolution_is_the_place_again():
@@ -81,3 +88,12 @@ def test_reading_is_linear_because_cubic_interpolation_of_opencv_would_shift_the
     assert moved.min() >= 0
     assert moved.max() <= 100  # a cubic kernel overshoots
     assert cv2.INTER_LINEAR == 1
+
+
+def test_reducing_in_steps_is_the_mean_of_the_cells():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)
+    for factor in (2, 3, 4, 5, 8):
+        w, h = 96 // factor, 64 // factor
+        mean = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor).mean((1, 3))
+        assert np.abs(Plane(pixels).reduced(factor).pixels - mean).max() <= (1.0 if factor in (4, 8) else 0.51)
+        assert np.allclose(averaged(Plane(pixels), factor).pixels, mean, atol=1e-3)
