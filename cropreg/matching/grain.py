@@ -49,5 +49,11 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
     pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), Plane(crop.full()), BAND_PX)
     scores = correlation_map(band_pass(pair.original.pixels, BAND_PX), pair.target())
     _, _, _, (dx, dy) = cv2.minMaxLoc(scores)
-    fit = register(pair, places.shifted(float(x1 + dx), float(y1 + dy)), "shift", iterations=s.iterations, robust=False)
+    fit = register(
+        pair,
+        places.shifted(float(x1 + dx - pair.edge_px), float(y1 + dy - pair.edge_px)),
+        "shift",
+        iterations=s.iterations,
+        robust=False,
+    )
     return Found(fit, compare(pair, fit.place, s), "ncc", pair)

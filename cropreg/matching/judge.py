@@ -33,9 +33,8 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
     verdict, reason = _verdict(settled, tied, s)
-    sure = convinces(found, s) or _confirmed(
-        settled, s
-    )  # strong edits make the plain NCC of true places low, skies that of all others high
+    # Strong edits make the plain NCC of true places low, and skies that of all others high.
+    sure = convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
     if verdict == "found" and gap < s.least_gap and not sure:
         verdict, reason = "doubtful", "Another place in the original correlates better with the crop."
     return replace(
@@ -94,10 +93,14 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
 def _confirmed(settled: Settled, s: MatcherSettings) -> bool:
     """Whether every window that was asked at full size agrees, and enough were asked to stand for tiles that have no texture."""
     windows = settled.windows or []
-    e = settled.found.evidence
-    alike = e.low >= s.even_median and e.tiles >= s.even_tiles  # evenly so in all tiles: grain, or a picture dark throughout
-    agree = len(windows) == settled.tried and len(windows) >= (s.least_grain_windows if alike else s.least_edge_windows)
+    least = s.least_grain_windows if _evenly(settled.found.evidence, s) else s.least_edge_windows
+    agree = len(windows) == settled.tried and len(windows) >= least
     return agree and float(np.median([w.rest for w in windows])) < s.window_rest
+
+
+def _evenly(e: Evidence, s: MatcherSettings) -> bool:
+    """Whether many tiles agree, and all about as well: grain, or a picture that is dark throughout."""
+    return e.low >= s.even_median and e.tiles >= s.even_tiles
 
 
 def _probability(settled: Settled, tied: bool) -> float:

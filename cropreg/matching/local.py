@@ -24,6 +24,42 @@ class Displacements:
     shifts_px: NDArray[np.float64]
     sigmas_px: NDArray[np.float64]
 
+    def without_stretch(self, stretch_px: NDArray[np.float64]) -> Displacements:
+        """What is left beside a shift and a stretch in x and y: (2, 2), see :func:`common_stretch`."""
+        u, v = _across(self.shifts_px.shape[1]), _across(self.shifts_px.shape[0])
+        common = np.stack(
+            np.broadcast_arrays(stretch_px[0, 0] + stretch_px[0, 1] * u, stretch_px[1, 0] + stretch_px[1, 1] * v[:, None]), -1
+        )
+        return Displacements(self.shifts_px - common, self.sigmas_px)
+
+
+def _across(tiles: int) -> NDArray[np.float64]:
+    """Where the tiles' centres lie, from -1 at one edge of the picture to 1 at the other."""
+    return (2 * np.arange(tiles) + 1) / tiles - 1
+
+
+def common_stretch(tiles: Displacements, which: NDArray[np.bool_], aspect: float, rounding_px: float) -> NDArray[np.float64]:
+    """The shift and the growth towards the edges that most of the tiles ``which`` ask for, in x and in y: (2, 2) px.
+
+    Outliers count less (Cauchy weights), so that a part that moved by itself is not explained away.  An export rounds each side, and no
+    more: the two stretches are the same but for ``rounding_px`` at the right edge; ``aspect`` is the picture's width over its height.
+    """
+    rows, columns = np.nonzero(which)
+    u, v = _across(which.shape[1])[columns], _across(which.shape[0])[rows]
+    one, none = np.ones_like(u), np.zeros_like(u)
+    design = np.concatenate([np.stack([one, u, none, none], 1), np.stack([none, none, one, v], 1)])  # (2 n, 4)
+    shifts = tiles.shifts_px[which].T.ravel()
+    base = np.tile(1 / (tiles.sigmas_px[which] ** 2 + 0.1**2), 2)
+    same = np.array([0, 1, 0, -aspect])
+    known = np.outer(same, same) / (rounding_px**2 + 1e-4) + 1e-9 * np.eye(4)
+    weights = base
+    for _ in range(4):
+        weighted = design * weights[:, None]
+        solution = np.linalg.solve(weighted.T @ design + known, weighted.T @ shifts)
+        rest = np.abs(shifts - design @ solution)
+        weights = base / (1 + (rest / max(0.1, 1.5 * float(np.median(rest)))) ** 2)
+    return solution.reshape(2, 2)
+
 
 def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[Displacements]:
     """Measures every tile, for each side of a tile in plane pixels.  Valid up to about one plane pixel.

@@ -93,6 +93,15 @@ def without_shear(place: Affine, crop_center_xy: tuple[float, float], *, stretch
     return np.array([[a2, b2, a * x + b * y + c - a2 * x - b2 * y], [d2, e2, d * x + e * y + f - d2 * x - e2 * y]])
 
 
+def stretched(place: Affine, crop_wh: tuple[int, int], stretch_px: NDArray[np.float64]) -> Affine:
+    """The place moved by a shift, and by so much more towards the crop's edges: (2, 2) original px, for x and for y."""
+    w, h = crop_wh
+    linear = place[:, :2] + np.diag([stretch_px[0, 1] / (w / 2), stretch_px[1, 1] / (h / 2)])
+    middle = center(place, crop_wh) + stretch_px[:, 0]
+    moved = np.hstack([linear, (middle - linear @ (np.asarray(crop_wh) / 2))[:, None]])
+    return without_shear(moved, (w / 2, h / 2), stretched=True)
+
+
 def distance_px(a: Affine, b: Affine, crop_wh: tuple[int, int]) -> float:
     """The largest distance in original pixels between the crop's corners as two places put them."""
     w, h = crop_wh

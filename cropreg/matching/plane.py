@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cropreg.matching.place import Affine, compose, invert
 
 _TO_CORNER: Affine = np.array([[1, 0, 0.5], [0, 1, 0.5]], np.float64)  # from a pixel's index to the corner coordinate of its centre
+EDGE_PX = 2  # plane px; a Gaussian of 0.9 px reaches so far
 _TO_CENTER: Affine = np.array([[1, 0, -0.5], [0, 1, -0.5]], np.float64)
 
 
@@ -150,9 +151,17 @@ class Pair:
         return Pair(original, crop, band_px, (original_band, crop_band.window(edge, edge, w - edge, h - edge)))
 
     @property
+    def edge_px(self) -> int:
+        """How much of the crop's border is left out: smoothing has mirrored it there, where the original goes on."""
+        return 0 if self.bands else min(EDGE_PX, min(self.crop.size_wh) // 20)
+
+    @property
     def grid(self) -> Plane:
-        """The crop's plane on whose pixels everything is compared."""
-        return self.bands[1] if self.bands else self.crop
+        """The part of the crop's plane on whose pixels everything is compared."""
+        if self.bands:
+            return self.bands[1]
+        (w, h), edge = self.crop.size_wh, self.edge_px
+        return self.crop.window(edge, edge, w - edge, h - edge)
 
     @property
     def step(self) -> float:
@@ -161,13 +170,18 @@ class Pair:
 
     def target(self) -> NDArray[np.float32]:
         """The band-passed crop (h, w)."""
-        return self.bands[1].pixels if self.bands else band_pass(self.crop.pixels, self.band_px)  # type: ignore[return-value]
+        return self.bands[1].pixels if self.bands else self._inside(band_pass(self.crop.pixels, self.band_px))  # type: ignore[return-value]
 
     def moved(self, matrix: Affine) -> NDArray[np.float32]:
         """The band-passed original on the crop's grid (h, w); ``matrix`` as from :func:`between` with :attr:`grid`."""
         if self.bands:
             return warped(self.bands[0], matrix, self.grid.size_wh)
-        return band_pass(warped(self.original, matrix, self.grid.size_wh), self.band_px)
+        wider = compose(matrix, np.array([[1.0, 0.0, -self.edge_px], [0.0, 1.0, -self.edge_px]]))
+        return self._inside(band_pass(warped(self.original, wider, self.crop.size_wh), self.band_px))
+
+    def _inside(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        edge = self.edge_px
+        return pixels[edge : pixels.shape[0] - edge, edge : pixels.shape[1] - edge]
 
     def matrix(self, place: Affine) -> Affine:
         """The place as a map between pixel centres of the two planes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.fine import (
@@ -19,7 +20,7 @@ from cropreg.matching.fine import (
     window_at,
 )
 from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
-from cropreg.matching.local import displacements
+from cropreg.matching.local import common_stretch, displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
@@ -52,7 +53,9 @@ class Settled:
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
     """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it."""
-    unrest = _unrest(found, s)
+    unrest = _unrest(found, kept, s)
+    if unrest.stretch_px is not None:
+        found = replace(found, fit=replace(found.fit, place=places.stretched(found.place, crop.size_wh, unrest.stretch_px)))
     same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
     sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
     if unrest.calm and sure and not same_size and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
@@ -80,14 +83,17 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 windows = look(start)
                 common = common_place(windows, start, rounding_px) if len(windows) >= 3 else start
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
-    if not kept and len(windows) < s.least_edge_windows and found.evidence.tiles >= s.sure_tiles:
-        nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
+    if not kept and len(windows) < s.least_edge_windows:
+        nearer = None
+        if found.evidence.tiles >= s.sure_tiles:
+            nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
         if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
             if plausible(nearer, s):
                 found, place, error_px = nearer, nearer.place, _error_px(nearer, kept)
             elif nearer.evidence.band >= s.whole_band:  # tiles of a smooth picture hold little but JPEG's noise at this resolution
                 found = replace(nearer, evidence=found.evidence)
                 place, error_px = found.place, _error_px(found, kept)
+        error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     noise = None
     if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
@@ -203,17 +209,19 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 class _Unrest:
     """Whether all tiles lie still, the median of their displacements over their errors, and suspects.
 
-    ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled.  ``suspects`` are the centres
+    ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled; ``stretch_px`` the
+    stretch of a resized crop that one scale does not tell, see :func:`common_stretch`.  ``suspects`` are the centres
     (x, y), in crop pixels, of tiles that most clearly do not lie still.
     """
 
     calm: bool
     median: float
     drift_px: float
+    stretch_px: NDArray[np.float64] | None
     suspects: list[tuple[float, float]]
 
 
-def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
+def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     """Looks for tiles that want to move by more than their own error explains.
 
     Aliasing moves tiles of a true crop at random; what has moved in the scene moves larger tiles, and the smaller ones in them, alike.
@@ -221,7 +229,12 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
     small, large = displacements(found.pair, found.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0.0, np.inf, [])
+        return _Unrest(False, 0.0, np.inf, None, [])
+    stretch_px = None
+    if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
+        w, h = found.pair.grid.size_wh
+        stretch_px = common_stretch(small, corner, w / h, 0.5 / places.scale(found.place))
+        small, large = small.without_stretch(stretch_px), large.without_stretch(stretch_px)
     relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
     median = float(np.median(relative))
     calm = median < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
@@ -244,4 +257,4 @@ def _unrest(found: Found, s: MatcherSettings) -> _Unrest:
         suspects = []  # nothing clear enough to pay for full size
     weights = 1 / np.maximum(small.sigmas_px[corner], 1e-6) ** 2
     drift_px = float(np.abs(weights @ small.shifts_px[corner]).max() / weights.sum())
-    return _Unrest(calm and not suspects, median, drift_px, suspects)
+    return _Unrest(calm and not suspects, median, drift_px, stretch_px, suspects)
