@@ -18,7 +18,7 @@ from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, better, compare, convinces, follow, passes, plausible
-from cropreg.matching.frame import inside_frame
+from cropreg.matching.frame import inside_frame, is_margin, margins_of
 from cropreg.matching.grain import averaged, by_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
@@ -85,9 +85,11 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     if deviation(crop.search_plane.pixels) < s.blank and deviation(crop.full()) < s.blank:
         return replace(blank, verdict="flat", reason="The crop shows one flat tone: it fits anywhere.")
     found = search(original, crop, lowest, s)
-    framed = _inside_frame(blank, original, crop, s)
-    if framed is not None and (found is None or not passes(found, s) or (framed.score or 0) > found.evidence.score + s.frame_gain):
-        return framed
+    # An even border is a frame where the original shows something else.
+    if found is None or not passes(found, s) or not is_margin(original.search_plane, crop.search_plane, found.place):
+        framed = _inside_frame(blank, original, crop, s)
+        if framed is not None:
+            return framed
     if found is None or not passes(found, s):
         return _not_found(blank, original, crop, lowest, s)
     # First of all, for as a mere shift a crop turned by little fits elsewhere about as well.
@@ -106,11 +108,14 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
     if inner is None:
         return None
     match = _judge(blank, original, inner.picture, s)
-    if match.verdict != "found" or match.box is None or match.scale is None:
+    if match.verdict != "found" or match.box is None or match.scale is None or match.angle_deg is None:
         return None
-    left, top, right, bottom = (n / match.scale for n in inner.trimmed)
+    left, top, _, _ = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
+    place = places.from_box(match.box, inner.picture.size_wh, match.angle_deg)
+    own = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))
+    x1, y1, x2, y2 = ((n + more) / match.scale for n, more in zip(own, inner.trimmed, strict=True))
     box = match.box
-    return replace(match, box=Box(box.x1 - left, box.y1 - top, box.x2 + right, box.y2 + bottom))
+    return replace(match, box=Box(box.x1 - x1, box.y1 - y1, box.x2 + x2, box.y2 + y2))
 
 
 def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s: MatcherSettings) -> Match:

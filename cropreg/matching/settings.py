@@ -111,7 +111,10 @@ class MatcherSettings(Settings):
     kept_scale: float = Field(0.002, description="scales nearer to 1 than this were kept, for nobody resizes by two thousandths")
     kept_angle_deg: float = Field(0.05, description="degrees; smaller turns are none")
     certain_px: float = Field(0.06, description="original px; predicted error up to which rounding to whole pixels is safe at 1/8")
-    certain_part: float = Field(0.35, description="px from a whole number up to which rounding is safe at 1/8")
+    certain_part: float = Field(
+        0.25,
+        description="px from a whole number up to which rounding is safe at 1/8; pages of text are off by 0.3 px, one in 150 by 0.7",
+    )
     certain_drift_px: float = Field(
         0.4,
         description="original px; common wish of the tiles up to which rounding is safe: 435 true crops reach 0.35, one wrong by 1 px 0.9",
@@ -180,5 +183,4 @@ class MatcherSettings(Settings):
     noise_std: float = Field(
         0.3, description="grey levels; with less fine structure in either picture there is no noise to compare"
     )
-    frame_gain: float = Field(0.004, description="gain in score from leaving out an even border that makes it a frame")
     ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")

@@ -103,6 +103,37 @@ def test_an_even_margin_that_belongs_to_the_original_stays_in_the_box():
     assert (match.verdict, match.box) == ("found", Box(250, 150, 1550, 1050))
 
 
+def printed_page() -> np.ndarray:
+    """A page (1211, 1813, 3): rows of words, wide paper margins, and a scanner's noise."""
+    rng = np.random.default_rng(4)
+    page = np.full((1211, 1813), 246.0)
+    for top in range(150, 1050, 36):
+        left = 200
+        while left < 1560:
+            width = int(rng.integers(20, 120))
+            page[top : top + 16, left : left + width] = 246 - 200 * (rng.random((16, width)) < 0.5)
+            left += width + 14
+    noisy = np.clip(page + rng.normal(0, 1.2, page.shape), 0, 255).astype(np.uint8)
+    return np.repeat(noisy[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.3])
+def test_the_margin_of_a_page_is_no_frame_whatever_its_tone_became(gain):
+    original = encode(printed_page())
+    crop = np.clip(decoded(original)[60:900, 90:1500] * gain, 0, 255).astype(np.uint8)
+    match = find(original, encode(crop))
+    assert (match.verdict, match.box) == ("found", Box(90, 60, 1500, 900))
+
+
+@pytest.mark.parametrize(("tone", "unsure_px"), [(255, 0), (246, 2)])  # of the paper's own tone nobody can see where it begins
+def test_a_white_frame_round_a_page_is_left_out_though_paper_surrounds_the_crop(tone, unsure_px):
+    original = encode(printed_page())
+    page = decoded(original)[140:940, 250:1400]
+    match = find(original, encode(cv2.copyMakeBorder(page, 50, 50, 50, 50, cv2.BORDER_CONSTANT, value=(tone,) * 3)))
+    assert match.verdict == "found"
+    assert np.abs(np.subtract(match.box, (250, 140, 1400, 940))).max() <= unsure_px
+
+
 def test_a_picture_without_a_border_has_no_frame(original):
     assert inside_frame(Picture(original, "original")) is None
 
