@@ -37,21 +37,6 @@ def some_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     return pairs.discover(str(folder / "originals"), str(folder / "crops"), pair_by="(.+)_[0-9]")
 
 
-@pytest.fixture
-def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Callable[[], int]]]:
-    """Sets faults for a fresh child; what it returns says how often they fired."""
-    child.stop()
-
-    def ask(wanted: str) -> Callable[[], int]:
-        monkeypatch.setenv("CROPREG_TESTING", "1")
-        monkeypatch.setenv("CROPREG_FAULT", wanted)
-        monkeypatch.setenv("CROPREG_FAULT_DIR", str(tmp_path))
-        return lambda: len(list(tmp_path.iterdir()))
-
-    yield ask
-    child.stop()
-
-
 def same(rows: list[labels.Row]) -> list[labels.Row]:
     """Rows without what differs from run to run."""
     return [{name: value for name, value in row.items() if name != "elapsed_ms"} for row in rows]

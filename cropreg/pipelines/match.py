@@ -22,7 +22,7 @@ import ray.data
 import cropreg
 from cropreg import child, faults, groups, isolation, storage
 from cropreg import pairs as pairing
-from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
+from cropreg.content.pairing import KNOWN_COLUMNS, Search, pair_by_content
 from cropreg.errors import InputError, OutputError, UsageError
 from cropreg.interchange import reading
 from cropreg.interchange.reading import ImportedPair
@@ -139,8 +139,14 @@ def _by_content(
         return found
     pairs = [pair for some in found for pair in some]
     known = existing.pairs(KNOWN_COLUMNS).to_pylist() if existing and not settings.overwrite else []
+    retried = (settings.retry_failed or "").split(",")
+    known = [row for row in known if row["verdict"] not in retried]  # a crop that stayed alone is looked for again, too
     spread = partial(cluster.spread, address=address, concurrency=settings.concurrency)
-    return [pair_by_content(pairs, known, spread, max_pixels=how.max_pixels, matcher=how.matcher)]
+    return [pair_by_content(pairs, known, spread, Search(how.max_pixels, how.matcher, _limits(settings)))]
+
+
+def _limits(settings: MatchSettings) -> child.Limits:
+    return child.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
 
 
 @dataclass(frozen=True)
@@ -267,10 +273,11 @@ def _build(
     )
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
     blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
-    limits = child.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(
-        _build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares, "label": label}, compute=compute
+        _build_part,
+        fn_kwargs={"out": out, "how": how, "limits": _limits(settings), "shares": shares, "label": label},
+        compute=compute,
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()
