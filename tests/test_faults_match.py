@@ -39,7 +39,8 @@ def start(folder: Path, out: Path, *flags: str, **environment: str) -> subproces
 
 def command(words: list[str], *flags: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cropreg.cli", *words, "--pairs-per-part", "4", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        [sys.executable, "-m", "cropreg.cli", *words, "--pairs-per-part", "4", *flags],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={**os.environ, "RAY_ADDRESS": "local", **environment}, start_new_session=True,
     )  # fmt: skip
 
