@@ -188,9 +188,8 @@ def alike(count: int, rng: np.random.Generator) -> None:
         hashes ^= np.uint64(1) << rng.integers(0, 64, count, dtype=np.uint64)
     began_s = time.process_time()
     labels = groups.linked(hashes)
-    print(
-        f"{count:,} hashes within 6 bits of one: linked in {time.process_time() - began_s:.1f} s of CPU, largest group {np.bincount(labels).max()}"
-    )
+    took_s = time.process_time() - began_s
+    print(f"{count:,} hashes within 6 bits of one: linked in {took_s:.1f} s of CPU, largest group {np.bincount(labels).max()}")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def make_pairs(folder: Path, folders: list[Path], pixels: float, count: int) -> 
     return pairs.discover(str(folder / "originals"), str(folder / "crops"))
 
 
-def child_cpu_s() -> float:
-    """CPU time of the child so far."""
+def both_cpu_s() -> float:
+    """CPU time of this process and of its child so far."""
     assert child._kept is not None
     tasks = Path(f"/proc/{child._kept.child_pid}/task")
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+    return time.process_time() + sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
 
 
 def timed(work: Callable[[], Any], cpu_s: Callable[[], float]) -> tuple[float, float]:
@@ -88,8 +89,8 @@ def main() -> None:
             labels.label_pairs(some, HOW)
             here, there = [], []
             for _ in range(o.rounds):
-                here.append(timed(lambda: labels.label_pairs(some, HOW), time.process_time))
-                there.append(timed(lambda: isolation.label_pairs(some, HOW, LIMITS), lambda: time.process_time() + child_cpu_s()))
+                here.append(timed(partial(labels.label_pairs, some, HOW), time.process_time))
+                there.append(timed(partial(isolation.label_pairs, some, HOW, LIMITS), both_cpu_s))
             ms = [[statistics.median(column) / o.pairs * 1000 for column in zip(*runs, strict=True)] for runs in (here, there)]
             print(
                 f"{megapixels:g} MP: here {ms[0][0]:.2f} ms a pair, CPU {ms[0][1]:.2f}; in the child {ms[1][0]:.2f}, CPU {ms[1][1]:.2f}; "
