@@ -40,6 +40,7 @@ TRIES = 2  # a second one in a fresh child tells a bad picture from an unlucky m
 NO_MEMORY = 86  # exit code of a child that ran out of memory
 _START_S = 300  # for the imports, on a machine that is very busy: no picture's fault
 _END_S = 5
+_MOST_MS = 2**31 - 1  # that poll takes: 24 days
 _NUMBER = struct.Struct("i")
 _DONE = None  # what follows the last step; no step is None
 _PR_SET_PDEATHSIG = 1
@@ -137,7 +138,7 @@ class _Nursery:
         try:
             connection.send((function, arguments))
             while True:
-                if not ready.poll(self.limits.seconds * 1000):
+                if not ready.poll(min(self.limits.seconds * 1000, _MOST_MS)):
                     self._bury()
                     raise Died(f"took longer than {self.limits.seconds:g} s (--pair-timeout-s)")
                 step = connection.recv()
