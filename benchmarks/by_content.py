@@ -175,7 +175,7 @@ def main() -> None:
         likely = index.shortlist(describe(crop, NUM_CROP), SHORTLIST)
         shortlist_s += time.process_time() - began
         began = time.process_time()
-        decision = decide(crop, likely, lambda name: Picture(originals[name].data, name, with_proxy=True), settings)
+        *_, decision = decide(crop, likely, lambda name: Picture(originals[name].data, name, with_proxy=True), settings)
         decide_s.append(time.process_time() - began)
         became = outcome(truth, decision.original)
         keys = (("original", source.kind), ("crop", change if truth else "absent"), ("all", "present" if truth else "absent"))

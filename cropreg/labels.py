@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,20 +45,17 @@ class Opened:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A row of the pairs table."""
+    """A row of the pairs table; beside the first that an original shows in, that of the proxies table."""
 
     row: Row
+    proxy: Row | None = None
 
 
-@dataclass(frozen=True)
-class Shrunk:
-    """A row of the proxies table."""
+Step = Opened | Labelled
+"""What comes out while the crops of an original are looked at, in this order: so that one who watches knows where it broke."""
 
-    row: Row
-
-
-Step = Opened | Labelled | Shrunk
-"""What comes out while the crops of an original are matched, in this order: so that one who watches knows where it broke."""
+LabelOriginal = Callable[[str, Sequence[Any], Labelling], Iterator[Step]]
+"""What makes steps of an original's URI and its pairs, one row a pair in their order: :func:`label_original`, or another like it."""
 
 
 def by_original(pairs: Sequence[Pair]) -> tuple[list[Row], dict[str, list[Pair]]]:
@@ -72,12 +70,13 @@ def by_original(pairs: Sequence[Pair]) -> tuple[list[Row], dict[str, list[Pair]]
     return rows, members
 
 
-def label_pairs(pairs: Sequence[Pair], how: Labelling) -> tuple[list[Row], list[Row]]:
+def label_pairs(pairs: Sequence[Pair], how: Labelling, label: LabelOriginal | None = None) -> tuple[list[Row], list[Row]]:
     """Matches pairs that share their originals, in this process.
 
     Args:
         pairs: in any order; those of the same original are matched on one decode of it.
         how: what decides the result.
+        label: what is done to an original and its pairs, :func:`label_original` if nothing else.
 
     Returns:
         rows of the pairs table, one a pair, and rows of the proxies table, one a distinct original.  Both sorted by their ids.
@@ -85,9 +84,9 @@ def label_pairs(pairs: Sequence[Pair], how: Labelling) -> tuple[list[Row], list[
     rows, members = by_original(pairs)
     proxies = []
     for uri, crops in members.items():
-        steps = list(label_original(uri, crops, how))
-        rows += [step.row for step in steps if isinstance(step, Labelled)]
-        proxies += [step.row for step in steps if isinstance(step, Shrunk)]
+        steps = [step for step in (label or label_original)(uri, crops, how) if isinstance(step, Labelled)]
+        rows += [step.row for step in steps]
+        proxies += [step.proxy for step in steps if step.proxy]
     return in_order(rows, proxies)
 
 
@@ -98,18 +97,12 @@ def in_order(rows: Sequence[Row], proxies: Sequence[Row]) -> tuple[list[Row], li
 
 
 def label_original(uri: str, members: Sequence[Pair], how: Labelling) -> Iterator[Step]:
-    """Matches the crops of one original; without ``members`` only makes its proxy.
-
-    The proxy comes before the last row, so that a pair whose row is there has its proxy, too.
-    """
+    """Matches the crops of one original.  Its proxy comes beside the first row whose crop can be read."""
     began_s = time.process_time()
     original: Picture | UnreadableImage
     original_id = phash = None
     try:
-        faults.trip("open", uri)
-        data = _read(uri)
-        original_id = hashlib.sha256(data).hexdigest()
-        original = Picture(data, uri, max_pixels=how.max_pixels, with_proxy=True)
+        original_id, original = opened(uri, how)
         phash = perceptual_hash(np.asarray(original.search_plane.pixels, np.uint8))  # decodes; the proxy wants it anyway
     except UnreadableImage as error:
         original = error
@@ -120,16 +113,19 @@ def label_original(uri: str, members: Sequence[Pair], how: Labelling) -> Iterato
         row = _labelled(pair, original, original_id, how)
         row["original_phash"] = phash
         row["elapsed_ms"] = (time.process_time() - began_s) * 1000
-        if proxy is None and (pair is members[-1] or row["verdict"] != UNREADABLE):
-            proxy = _proxy(original, original_id, how) if row["verdict"] != UNREADABLE else None
-            if proxy is not None:
-                yield Shrunk(proxy)
-        yield Labelled(row)
+        made: Row | None = None
+        if proxy is None and row["verdict"] != UNREADABLE and not isinstance(original, UnreadableImage):
+            with contextlib.suppress(UnreadableImage):  # only the crop was looked at; the pair's own verdict stands
+                made = proxy = proxy_of(original, original_id, how)
+        yield Labelled(row, made)
         began_s = time.process_time()
-    if not members:
-        proxy = _proxy(original, original_id, how)
-        if proxy is not None:
-            yield Shrunk(proxy)
+
+
+def shrink(uri: str, how: Labelling) -> Iterator[Row]:
+    """Yields the row of the proxies table alone, if the original can be read."""
+    with contextlib.suppress(UnreadableImage):
+        original_id, original = opened(uri, how)
+        yield proxy_of(original, original_id, how)
 
 
 def _labelled(pair: Pair, original: Picture | UnreadableImage, original_id: str | None, how: Labelling) -> Row:
@@ -154,13 +150,24 @@ def _labelled(pair: Pair, original: Picture | UnreadableImage, original_id: str 
     return _row(pair, original_id, crop_id, match, 0.0)
 
 
-def _proxy(original: Picture | UnreadableImage, original_id: str | None, how: Labelling) -> Row | None:
-    if isinstance(original, UnreadableImage):
-        return None
-    try:
-        jpeg, width, height = original.proxy(how.proxy_long_px, how.proxy_quality)
-    except UnreadableImage:  # only the crop was looked at; the pair's own verdict stands
-        return None
+def opened(uri: str, how: Labelling) -> tuple[str, Picture]:
+    """An original's id, and the picture, of which nothing is decoded yet.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+    """
+    faults.trip("open", uri)
+    data = _read(uri)
+    return hashlib.sha256(data).hexdigest(), Picture(data, uri, max_pixels=how.max_pixels, with_proxy=True)
+
+
+def proxy_of(original: Picture, original_id: str | None, how: Labelling) -> Row:
+    """The row of the proxies table.
+
+    Raises:
+        UnreadableImage: the original cannot be decoded whole.
+    """
+    jpeg, width, height = original.proxy(how.proxy_long_px, how.proxy_quality)
     return {"original_id": original_id, "proxy_w": width, "proxy_h": height, "jpeg": jpeg}
 
 

@@ -62,6 +62,26 @@ def framed_print(seed: int, width: int = 240, height: int = 180) -> tuple[Pictur
     return bed, (x, y, x + w, y + h)
 
 
+@pytest.fixture
+def fault(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Callable[[], int]]]:
+    """Sets faults for a fresh child; what it returns says how often they fired."""
+    from cropreg import child
+
+    child.stop()
+    marks = tmp_path_factory.mktemp("marks")
+
+    def ask(wanted: str) -> Callable[[], int]:
+        monkeypatch.setenv("CROPREG_TESTING", "1")
+        monkeypatch.setenv("CROPREG_FAULT", wanted)
+        monkeypatch.setenv("CROPREG_FAULT_DIR", str(marks))
+        return lambda: len(list(marks.iterdir()))
+
+    yield ask
+    child.stop()
+
+
 @pytest.fixture(scope="session")
 def make_pairs() -> Callable[[Path, int], dict[str, tuple[int, int, int, int]]]:
     """Writes ``count`` originals and crops below a folder; returns the true boxes by name."""

@@ -144,7 +144,9 @@ def test_table_is_the_same_when_workers_are_killed(
     with driver(folder, out, cluster.address) as run:
         for parts in (3, 8, 13):
             wait_for_parts(run, out, parts)
-            for pid in busy_workers(cluster)[:1]:
+            while not (busy := busy_workers(cluster)) and run.poll() is None:  # just between two parts
+                time.sleep(0.02)
+            for pid in busy[:1]:
                 with contextlib.suppress(ProcessLookupError):  # done and gone in the meantime
                     os.kill(pid, signal.SIGKILL)
                     killed += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import pytest
 from conftest import framed_print, save, textured
 from numpy.typing import NDArray
 
-from cropreg import cli, pairs
+from cropreg import child, cli, pairs
 from cropreg.content.decide import NONE_ALIKE, Decision, decide
 from cropreg.content.describe import NUM_CROP, NUM_ORIGINAL, Description, describe
 from cropreg.content.index import SHORTLIST, Index, Likely
-from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
+from cropreg.content.pairing import KNOWN_COLUMNS, Search, pair_by_content
 from cropreg.matching.find import Picture
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pipelines import cluster, match
@@ -27,6 +27,7 @@ from cropreg.settings import MatchSettings
 
 Pixels = NDArray[np.uint8]
 SETTINGS = MatcherSettings()
+SEARCH = Search(10**7, SETTINGS, child.Limits(60, 2**30))
 X1, Y1, X2, Y2 = 150, 90, 650, 470
 
 
@@ -56,7 +57,13 @@ def decision(crop: bytes, files: dict[str, bytes], index: Index | None = None) -
     """Everything that is done to one crop."""
     picture = Picture(crop, "crop")
     likely = (index or indexed(files)).shortlist(describe(picture, NUM_CROP), SHORTLIST)
-    return decide(picture, likely, lambda name: Picture(files[name], name), SETTINGS)
+    return last(decide(picture, likely, lambda name: Picture(files[name], name), SETTINGS))
+
+
+def last(steps: Iterator[str | Decision]) -> Decision:
+    *_, decided = steps
+    assert isinstance(decided, Decision)
+    return decided
 
 
 def resized(crop: Pixels, scale: float) -> Pixels:
@@ -135,7 +142,7 @@ def test_crop_of_a_file_that_is_there_twice_stays_alone_and_names_both(originals
 def test_crop_is_not_given_away_when_another_original_is_as_much_like_it_but_has_no_place(originals: dict[str, bytes]) -> None:
     crop = Picture(jpeg(decoded(originals["original 2"])[Y1:Y2, X1:X2]), "crop")
     likely = [Likely("original 2", 100, 200), Likely("original 5", 90, 200)]
-    result = decide(crop, likely, lambda name: Picture(originals[name], name), SETTINGS)
+    result = last(decide(crop, likely, lambda name: Picture(originals[name], name), SETTINGS))
     assert result == Decision(None, "by content: found in original 2, but original 5 looks as much like it")
 
 
@@ -143,7 +150,7 @@ def test_original_that_cannot_be_read_is_passed_over(originals: dict[str, bytes]
     crop = Picture(jpeg(decoded(originals["original 2"])[Y1:Y2, X1:X2]), "crop")
     files = originals | {"cut": originals["original 2"][:900]}
     likely = [Likely("cut", 120, 220), Likely("original 2", 100, 200)]
-    assert decide(crop, likely, lambda name: Picture(files[name], name), SETTINGS) == Decision("original 2")
+    assert last(decide(crop, likely, lambda name: Picture(files[name], name), SETTINGS)) == Decision("original 2")
 
 
 def test_neighbouring_frame_is_not_taken(originals: dict[str, bytes]) -> None:
@@ -215,7 +222,7 @@ def folder(tmp_path: Path) -> Path:
 def by_content(folder: Path, known: Sequence[dict[str, Any]] = ()) -> tuple[list[pairs.Pair], Here]:
     found = pairs.discover(str(folder / "originals"), str(folder / "crops"))
     here = Here()
-    return pair_by_content(found, known, here, max_pixels=10**7, matcher=SETTINGS), here
+    return pair_by_content(found, known, here, SEARCH), here
 
 
 def named(found: Sequence[pairs.Pair]) -> set[tuple[str, str]]:

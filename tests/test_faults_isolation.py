@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from conftest import framed_print, save
 
-from cropreg import faults, isolation, labels, pairs
+from cropreg import child, faults, isolation, labels, pairs
+from cropreg.errors import ClusterError
 from cropreg.matching.settings import MatcherSettings
 from cropreg.pairs import Pair
 
 pytestmark = pytest.mark.long  # every fault costs a fresh child
 
 HOW = labels.Labelling(256, 90, 100_000_000, MatcherSettings())
-LIMITS = isolation.Limits(seconds=30, memory_bytes=2**30)
+LIMITS = child.Limits(seconds=30, memory_bytes=2**30)
 NUM_ORIGINALS = 4
 
 
@@ -34,21 +35,6 @@ def some_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
         for k in range(3 if i == 0 else 1):
             save(original[y1 + 2 * k : y2, x1:x2], folder / "crops" / f"{i}_{k}.png")
     return pairs.discover(str(folder / "originals"), str(folder / "crops"), pair_by="(.+)_[0-9]")
-
-
-@pytest.fixture
-def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Callable[[], int]]]:
-    """Sets faults for a fresh child; what it returns says how often they fired."""
-    isolation.stop()
-
-    def ask(wanted: str) -> Callable[[], int]:
-        monkeypatch.setenv("CROPREG_TESTING", "1")
-        monkeypatch.setenv("CROPREG_FAULT", wanted)
-        monkeypatch.setenv("CROPREG_FAULT_DIR", str(tmp_path))
-        return lambda: len(list(tmp_path.iterdir()))
-
-    yield ask
-    isolation.stop()
 
 
 def same(rows: list[labels.Row]) -> list[labels.Row]:
@@ -69,7 +55,7 @@ def test_a_picture_that_breaks_the_process_once_is_tried_again_and_found(
     kind: str, some_pairs: list[Pair], fault: Callable[[str], Callable[[], int]]
 ) -> None:
     fired = fault(f"pair:{kind}:2_0.png")
-    rows, proxies = isolation.label_pairs(some_pairs, HOW, isolation.Limits(2.0, 2**29))
+    rows, proxies = isolation.label_pairs(some_pairs, HOW, child.Limits(2.0, 2**29))
     assert fired() == 1
     assert [row["verdict"] for row in rows] == ["found"] * 6
     assert len(proxies) == NUM_ORIGINALS
@@ -89,7 +75,7 @@ def test_a_picture_that_breaks_it_twice_is_crashed_and_nothing_else_is_lost(
     kind: str, told: str, some_pairs: list[Pair], fault: Callable[[str], Callable[[], int]]
 ) -> None:
     fired = fault(f"pair:{kind}:0_1.png:9")
-    rows, proxies = isolation.label_pairs(some_pairs, HOW, isolation.Limits(2.0, 2**29))
+    rows, proxies = isolation.label_pairs(some_pairs, HOW, child.Limits(2.0, 2**29))
     assert fired() == 2
     bad = [row for row in rows if row["verdict"] != "found"]
     assert len(rows) == 6
@@ -128,41 +114,71 @@ def test_an_original_whose_last_crop_breaks_still_gets_its_proxy(
 ) -> None:
     first = [pair for pair in some_pairs if pair.original_uri is not None and pair.original_uri.endswith("0.jpg")]
     for pair in first:
-        isolation.stop()
+        child.stop()
         fault(f"pair:kill:{pair.crop_uri}:9")
         rows, proxies = isolation.label_pairs(first, HOW, LIMITS)
         assert sorted(row["verdict"] for row in rows) == ["crashed", "found", "found"]
         assert len(proxies) == 1
 
 
-def test_a_child_that_dies_between_two_questions_is_replaced(some_pairs: list[Pair]) -> None:
+@pytest.mark.parametrize("who", ["child", "nursery"])
+def test_a_process_that_dies_between_two_questions_is_replaced(who: str, some_pairs: list[Pair]) -> None:
     isolation.label_pairs(some_pairs[:1], HOW, LIMITS)
-    child = isolation._child(LIMITS)
-    child._process.kill()
-    child._process.wait()
+    nursery = child._nursery(LIMITS, "cropreg.isolation")
+    os.kill(nursery.child_pid if who == "child" else nursery._process.pid, signal.SIGKILL)
     rows, _ = isolation.label_pairs(some_pairs, HOW, LIMITS)
     assert [row["verdict"] for row in rows] == ["found"] * 6
 
 
+def test_a_child_is_replaced_after_many_steps_and_after_a_question_that_was_not_heard_to_its_end() -> None:
+    children = set()
+    for _ in range(3):
+        children.add(next(child.ask(LIMITS, _numbers, 5))[0])
+    assert len(children) == 3
+    for _ in range(4):
+        steps = list(child.ask(LIMITS, _numbers, child.STEPS_A_CHILD // 2))
+        assert [n for _, n in steps] == list(range(child.STEPS_A_CHILD // 2))
+        children.add(steps[0][0])
+    assert len(children) == 3 + 2
+
+
+def _numbers(count: int) -> Iterator[tuple[int, int]]:
+    return ((os.getpid(), n) for n in range(count))
+
+
+def _number_then(kind: str) -> Iterator[int]:
+    yield os.getpid()
+    faults._KINDS[kind]()
+
+
+def test_a_process_that_cannot_start_is_no_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    child.stop()
+    monkeypatch.setattr(_numbers, "__module__", "gone")
+    with pytest.raises(ClusterError, match=r"does not start: ModuleNotFoundError: No module named 'gone'"):
+        next(child.ask(LIMITS, _numbers, 1))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
-def test_a_child_dies_with_its_parent() -> None:
-    code = """if True:
-        import time
-        from cropreg.isolation import Child, Limits
-        child = Child(Limits(9, 2**30))
-        print(child._process.pid, flush=True)
-        time.sleep(60)"""
+@pytest.mark.parametrize("kind", ["spin", "hang"])
+def test_a_child_dies_with_its_parent(kind: str) -> None:
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_faults_isolation import LIMITS, child, _number_then
+        steps = child.ask(LIMITS, _number_then, {kind!r})
+        pid = next(steps)
+        print(child._kept._process.pid, pid, flush=True)
+        list(steps)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        while b"cropreg.isolation" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            time.sleep(0.01)
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
         parent.send_signal(signal.SIGKILL)
         parent.wait()
+    assert len(pids) == 2
     until = time.monotonic() + 20
-    while _lives(pid) and time.monotonic() < until:
+    while any(map(_lives, pids)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not _lives(pid)
+    assert not any(map(_lives, pids))
 
 
 def _lives(pid: int) -> bool:

@@ -34,9 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_pairs: MakePairs) -> P
 
 
 def start(folder: Path, out: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cropreg.cli", "match", str(folder / "originals"), str(folder / "crops"), "--out", str(out)]
+    return command(["match", str(folder / "originals"), str(folder / "crops"), "--out", str(out)], *flags, **environment)
+
+
+def command(words: list[str], *flags: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "--pairs-per-part", "4", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        [sys.executable, "-m", "cropreg.cli", *words, "--pairs-per-part", "4", *flags],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={**os.environ, "RAY_ADDRESS": "local", **environment}, start_new_session=True,
     )  # fmt: skip
 
@@ -132,6 +136,40 @@ def test_poisonous_pictures_cost_their_own_pairs_only_and_can_be_tried_again(
     assert code == 0, told
     assert json.loads((out / "result.json").read_text())["computed"] == 4
     assert BoxDataset.open(str(out)).pairs().drop_columns(["elapsed_ms"]).equals(undisturbed)
+
+
+def test_poisonous_pictures_are_named_when_pairs_are_found_by_content_and_when_crops_are_imported(
+    folder: Path, tmp_path: Path
+) -> None:
+    for side in ("originals", "crops"):
+        shutil.copytree(folder / side, tmp_path / side)
+    for name in ("0005", "0006", "0007"):
+        (tmp_path / "crops" / f"{name}.png").rename(tmp_path / "crops" / f"renamed {name}.png")
+    out = tmp_path / "out"
+    fault = faulty(tmp_path, "open:crash:originals/0005:9;open:hang:renamed 0006:9")
+    code, told = finish(start(tmp_path, out, "--by-content", "--pair-timeout-s", "20", **fault))
+    assert code == 0, told
+    assert len(list((tmp_path / "marks").iterdir())) == 4
+    rows = BoxDataset.open(str(out)).pairs().to_pylist()
+    assert sum(row["verdict"] == "found" for row in rows) == NUM_PAIRS - 2
+    reasons = {Path(row["crop_uri"] or row["original_uri"]).name: row["reason"] for row in rows if row["verdict"] != "found"}
+    assert reasons.keys() == {"0005.jpg", "renamed 0005.png", "0006.jpg", "renamed 0006.png"}
+    assert "originals/0005.jpg: the process that decodes died (SIGSEGV), 2 times" in reasons["0005.jpg"]
+    assert "renamed 0006.png: took longer than 20 s (--pair-timeout-s), 2 times" in reasons["renamed 0006.png"]
+
+    shutil.rmtree(tmp_path / "marks")
+    listed = "\n".join(f"{path.name},10,10,100,100" for path in sorted((tmp_path / "originals").iterdir()))
+    (tmp_path / "boxes.csv").write_text(f"original,x1,y1,x2,y2\n{listed}\n")
+    words = ["match", str(tmp_path / "originals"), "--import", "csv", "--import-from", str(tmp_path / "boxes.csv")]
+    fault = faulty(tmp_path, "open:kill:originals/0009:9;open:memory:originals/0100:9")
+    code, told = finish(command([*words, "--out", str(tmp_path / "imported")], "--pair-memory-mb", "512", **fault))
+    assert code == 0, told
+    assert len(list((tmp_path / "marks").iterdir())) == 4
+    verdicts = {
+        Path(row["original_uri"]).stem: row["verdict"] for row in BoxDataset.open(str(tmp_path / "imported")).pairs().to_pylist()
+    }
+    assert {name for name, verdict in verdicts.items() if verdict != "found"} == {"0009", "0100"}
+    assert verdicts["0009"] == verdicts["0100"] == "crashed" and len(verdicts) == NUM_PAIRS
 
 
 @pytest.mark.parametrize("what", ["pairs/", "proxies/", "manifests/"])

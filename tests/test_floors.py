@@ -46,6 +46,7 @@ PLACES = [
     Place("known"),
     Place("matching", heavy=CV),
     Place("labels", heavy=("cv2", "pyarrow")),
+    Place("child", heavy=CV),
     Place("content", heavy=CV),
     Place("isolation", heavy=CV),
     # 3 boxes -> examples

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_labels import HOW, by_crop
 
-from cropreg import storage
+from cropreg import groups, storage
 from cropreg.demo.scans import make_scan
 from cropreg.groups import DISTANCE_BITS, RADIUS_BITS, linked, named, regrouped
 from cropreg.labels import label_pairs
@@ -122,7 +122,7 @@ def test_picture_of_any_size_is_hashed_or_not_but_never_fails(size_wh):
 
 def slowly_linked(hashes: Iterable[int], distance: int = DISTANCE_BITS) -> set[frozenset[int]]:
     """What :func:`linked` should say, compared one by one: groups of hashes."""
-    left, groups = {*hashes}, set()
+    left, parts = {*hashes}, set()
     while left:
         group, border = set(), {left.pop()}
         while border:
@@ -133,14 +133,14 @@ def slowly_linked(hashes: Iterable[int], distance: int = DISTANCE_BITS) -> set[f
             border |= near
         majority = sum(1 << b for b in range(64) if 2 * sum(h >> b & 1 for h in group) > len(group))
         is_wide = len(group) > 3 and max((h ^ majority).bit_count() for h in group) > RADIUS_BITS
-        groups |= (
+        parts |= (
             {frozenset(group)}
             if not is_wide
             else slowly_linked(group, distance - 2)
             if distance > 2
             else {frozenset([h]) for h in group}
         )
-    return groups
+    return parts
 
 
 def partition(hashes: Sequence[int]) -> set[frozenset[int]]:
@@ -182,6 +182,27 @@ def test_every_pair_within_the_distance_is_linked_among_thousands():
     labels = linked(np.concatenate([many, twins]))
     assert (labels[:3000] == labels[3000:]).all()
     assert len({*labels.tolist()}) == 3000
+
+
+def alike(count: int) -> np.ndarray:
+    """Hashes that differ from one of them in six bits at most: pages with next to nothing on them."""
+    rng = np.random.default_rng(2)
+    hashes = np.full(count, 0x9E3779B97F4A7C15, np.uint64)
+    for _ in range(6):
+        hashes ^= np.uint64(1) << rng.integers(0, 64, count, dtype=np.uint64)
+    return np.unique(hashes)
+
+
+def test_thousands_that_are_alike_need_no_more_comparisons_each_than_some(monkeypatch):
+    compared, measure = [], groups._distances_bits
+    monkeypatch.setattr(groups, "_distances_bits", lambda a, b: compared.append(len(a)) or measure(a, b))
+    per_hash = []
+    for count in (2_000, 20_000):
+        hashes = alike(count)
+        compared.clear()
+        assert len({*linked(hashes).tolist()}) == 1
+        per_hash.append(sum(compared) / len(hashes))
+    assert 1 < per_hash[0] < 300 and 1 < per_hash[1] < 300  # and not 64 in each of 165 ways to choose blocks
 
 
 def test_no_hashes_are_no_groups():

@@ -19,10 +19,13 @@ from cropreg.dataset import CropDataset
 from cropreg.errors import InputError, UsageError
 from cropreg.interchange import exports, pp3, reading, xmp
 from cropreg.interchange.reading import ImportedPair, find, label_imported
+from cropreg.labels import Labelling, label_pairs
+from cropreg.matching.settings import MatcherSettings
 from cropreg.pipelines import match
 from cropreg.schema import PAIRS, BoxDataset, csv_bytes, parquet_bytes
 from cropreg.settings import MatchSettings
 
+HOW = Labelling(proxy_long_px=64, proxy_quality=90, max_pixels=10**6, matcher=MatcherSettings())
 SIZE = (120, 80)
 BOX = Box(10, 20, 70, 65)
 
@@ -42,7 +45,7 @@ def rows_of(kind: Any, originals: Path, place: Path | None = None) -> dict[str, 
     pairs = find(kind, str(originals), None if place is None else str(place))
     travelled = [ImportedPair.of(json.loads(json.dumps(asdict(pair)))) for pair in pairs]
     assert travelled == pairs, "pairs reach a worker as JSON"
-    rows, proxies = label_imported(travelled, proxy_long_px=64, proxy_quality=90, max_pixels=10**6)
+    rows, proxies = label_pairs(travelled, HOW, label_imported)
     assert len(rows) == len(pairs) == len({row["pair_id"] for row in rows})
     for item in rows:
         assert (item["verdict"] == "found") == (item.get("x1") is not None) == (item.get("method") == "imported")
@@ -190,7 +193,7 @@ def test_list_may_hold_several_crops_of_one_original(tmp_path: Path) -> None:
     }
     (tmp_path / "a.json").write_text(json.dumps(whole))
     pairs = find("coco", str(tmp_path), str(tmp_path / "a.json"))
-    rows, proxies = label_imported(pairs, proxy_long_px=64, proxy_quality=90, max_pixels=10**6)
+    rows, proxies = label_pairs(pairs, HOW, label_imported)
     assert sorted(row["verdict"] for row in rows) == ["found", "found", "unpaired"]
     assert len({row["group"] for row in rows}) == 1 and len(proxies) == 1
 
@@ -223,10 +226,10 @@ def test_sidecar_that_vanished_is_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a.xmp").write_bytes(b"")
     pairs = find("xmp", str(tmp_path), None)
     (tmp_path / "a.xmp").unlink()
-    ((row,), _) = label_imported(pairs, proxy_long_px=64, proxy_quality=90, max_pixels=10**6)
+    ((row,), _) = label_pairs(pairs, HOW, label_imported)
     assert row["verdict"] == "unpaired" and "this sidecar cannot be read" in row["reason"]
     monkeypatch.setattr(reading.storage, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "no")))
-    ((row,), _) = label_imported(pairs, proxy_long_px=64, proxy_quality=90, max_pixels=10**6)
+    ((row,), _) = label_pairs(pairs, HOW, label_imported)
     assert row["verdict"] == "unreadable"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cropreg.content.index import LEAST_AGREEING, Likely
@@ -28,7 +28,13 @@ class Decision:
     reason: str | None = None
 
 
-def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str], Picture], settings: MatcherSettings) -> Decision:
+def decide(
+    crop: Picture,
+    likely: Sequence[Likely],
+    open_original: Callable[[str], Picture],
+    settings: MatcherSettings,
+    given_up: Collection[str] = (),
+) -> Iterator[str | Decision]:
     """Tries likely originals, the likeliest first, and takes the one in which the crop is found; of twins the one clearly nearer.
 
     Args:
@@ -36,9 +42,11 @@ def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str
         likely: as :meth:`cropreg.content.index.Index.shortlist` gives them.
         open_original: a name's picture; may raise :class:`UnreadableImage`, and that original is passed over.
         settings: the matcher's.
+        given_up: names of originals that must not be opened; as nothing is known of their place, they cast doubt if they look like it.
 
-    Returns:
-        the decision.  An original in which the crop has a place, but a doubtful one, must be beaten like any other, and never wins.
+    Yields:
+        the name of each original before it is tried, so that one who watches knows where it broke; last the decision.  An original in
+        which the crop has a place, but a doubtful one, must be beaten like any other, and never wins.
     """
     placed: list[_Placed] = []
     placeless: list[Likely] = []
@@ -48,6 +56,10 @@ def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str
                 break
         elif rank >= TRIED_BY_VOTES and candidate.agreeing < LEAST_AGREEING:
             break
+        if candidate.name in given_up:
+            placeless.append(candidate)
+            continue
+        yield candidate.name
         try:
             original = open_original(candidate.name)
             match = find_in(original, crop, settings)
@@ -58,10 +70,11 @@ def decide(crop: Picture, likely: Sequence[Likely], open_original: Callable[[str
         elif match.verdict != "unreadable" and candidate.agreeing >= LEAST_AGREEING:
             placeless.append(candidate)
     if not likely:
-        return Decision(None, NONE_ALIKE)
-    if not placed:
-        return Decision(None, f"by content: found in none of the originals most like it, the nearest {likely[0].name}")
-    return _best(crop, placed, placeless)
+        yield Decision(None, NONE_ALIKE)
+    elif not placed:
+        yield Decision(None, f"by content: found in none of the originals most like it, the nearest {likely[0].name}")
+    else:
+        yield _best(crop, placed, placeless)
 
 
 @dataclass(frozen=True)

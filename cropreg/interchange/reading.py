@@ -19,8 +19,8 @@ from cropreg.images import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cropreg.interchange import coco, pp3, table, xmp
 from cropreg.interchange.listed import Listed
 from cropreg.interchange.turned import corners
-from cropreg.labels import named
-from cropreg.matching.find import Picture
+from cropreg.labels import Labelled, Labelling, Opened, Step, named, opened, proxy_of
+from cropreg.matching.picture import Picture
 from cropreg.pairs import Pair, pair_id
 from cropreg.schema import FOUND, UNPAIRED, UNREADABLE
 from cropreg.storage import Entry
@@ -81,36 +81,22 @@ def find(kind: Kind, originals: str | None, place: str | None) -> list[ImportedP
     return [once[key] for key in sorted(once)]
 
 
-def label_imported(
-    pairs: Sequence[ImportedPair], *, proxy_long_px: int, proxy_quality: int, max_pixels: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Reads what the pairs' files say, checks it against their originals, and makes the originals' proxies.
-
-    Returns:
-        rows of the pairs table, one a pair, and rows of the proxies table, one a distinct original.  Both sorted by their ids.
-    """
-    by_original: dict[str | None, list[ImportedPair]] = defaultdict(list)
-    for pair in pairs:
-        by_original[None if pair.original_uri is None or pair.crop_uri is None else pair.original_uri].append(pair)
-    rows = [_row(pair, verdict=UNPAIRED, reason=pair.reason) for pair in by_original.pop(None, [])]
-    proxies: dict[str, dict[str, Any]] = {}
-    for uri, members in by_original.items():
-        assert uri is not None
+def label_imported(uri: str, members: Sequence[ImportedPair], how: Labelling) -> Iterator[Step]:
+    """Reads what the pairs of one original say, checks it against the original, and makes its proxy."""
+    began_s = time.process_time()
+    original_id = None
+    try:
+        original_id, original = opened(uri, how)
+        proxy = proxy_of(original, original_id, how)
+    except UnreadableImage as error:
+        for pair in members:
+            yield Labelled(_row(pair, original_id, verdict=UNREADABLE, reason=str(error)))
+        return
+    yield Opened(original_id)
+    for pair in members:
+        row = _imported(pair, original_id, original)
+        yield Labelled({**row, "elapsed_ms": (time.process_time() - began_s) * 1000}, proxy if pair is members[0] else None)
         began_s = time.process_time()
-        original_id = None
-        try:
-            data = _read(uri)
-            original_id = hashlib.sha256(data).hexdigest()
-            original = Picture(data, uri, max_pixels=max_pixels, with_proxy=True)
-            jpeg, width, height = original.proxy(proxy_long_px, proxy_quality)
-        except UnreadableImage as error:
-            rows += [_row(pair, original_id, verdict=UNREADABLE, reason=str(error)) for pair in members]
-            continue
-        made = [_imported(pair, original_id, original) for pair in members]
-        elapsed_ms = (time.process_time() - began_s) * 1000 / len(members)
-        rows += [{**row, "elapsed_ms": elapsed_ms} for row in made]
-        proxies[original_id] = {"original_id": original_id, "proxy_w": width, "proxy_h": height, "jpeg": jpeg}
-    return sorted(rows, key=lambda row: str(row["pair_id"])), [proxies[key] for key in sorted(proxies)]
 
 
 def _by_sidecar(kind: Kind, entries: Sequence[Entry], place: str) -> Iterator[ImportedPair]:
@@ -174,13 +160,6 @@ def _pair(kind: Kind, entry: Entry, uri: str, name: str, stamp: str, listed: Lis
 
 def _alone(kind: Kind, entry: Entry, reason: str) -> ImportedPair:
     return ImportedPair(pair_id(entry.relative, ""), entry.uri, None, f"{entry.stamp}/", reason, kind=kind)
-
-
-def _read(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except OSError as error:
-        raise UnreadableImage(uri, f"cannot be read ({error.strerror or error})") from error
 
 
 def _imported(pair: ImportedPair, original_id: str, original: Picture) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import ray.data
 
 import cropreg
-from cropreg import faults, groups, isolation, storage
+from cropreg import child, faults, groups, isolation, storage
 from cropreg import pairs as pairing
-from cropreg.content.pairing import KNOWN_COLUMNS, pair_by_content
+from cropreg.content.pairing import KNOWN_COLUMNS, Search, pair_by_content
 from cropreg.errors import InputError, OutputError, UsageError
 from cropreg.interchange import reading
 from cropreg.interchange.reading import ImportedPair
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 _PART_PAIRS_MIN, _PART_PAIRS_MAX, _PARTS_WANTED = 16, 1000, 64
 _PARTS_IN_MEMORY = 64
 
-Labeller = Callable[[Sequence[Pair], Labelling, isolation.Limits], tuple[list[Row], list[Row]]]
+Labeller = Callable[[Sequence[Pair], Labelling, child.Limits], tuple[list[Row], list[Row]]]
 
 
 def compute_bounding_boxes(
@@ -139,8 +139,14 @@ def _by_content(
         return found
     pairs = [pair for some in found for pair in some]
     known = existing.pairs(KNOWN_COLUMNS).to_pylist() if existing and not settings.overwrite else []
+    retried = (settings.retry_failed or "").split(",")
+    known = [row for row in known if row["verdict"] not in retried]  # a crop that stayed alone is looked for again, too
     spread = partial(cluster.spread, address=address, concurrency=settings.concurrency)
-    return [pair_by_content(pairs, known, spread, max_pixels=how.max_pixels, matcher=how.matcher)]
+    return [pair_by_content(pairs, known, spread, Search(how.max_pixels, how.matcher, _limits(settings)))]
+
+
+def _limits(settings: MatchSettings) -> child.Limits:
+    return child.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
 
 
 @dataclass(frozen=True)
@@ -267,10 +273,11 @@ def _build(
     )
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
     blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
-    limits = isolation.Limits(settings.pair_timeout_s, settings.pair_memory_mb * 2**20)
     compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(
-        _build_part, fn_kwargs={"out": out, "how": how, "limits": limits, "shares": shares, "label": label}, compute=compute
+        _build_part,
+        fn_kwargs={"out": out, "how": how, "limits": _limits(settings), "shares": shares, "label": label},
+        compute=compute,
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()
@@ -287,7 +294,7 @@ def _build(
 
 
 def _build_part(
-    row: dict[str, Any], out: str, how: Labelling, limits: isolation.Limits, shares: tuple[float, ...], label: Labeller
+    row: dict[str, Any], out: str, how: Labelling, limits: child.Limits, shares: tuple[float, ...], label: Labeller
 ) -> dict[str, Any]:
     """Matches one part's pairs and writes its files, or finds them written by an earlier try; runs on a worker."""
     pairs_file, proxies_file = f"pairs/part-{row['name']}.parquet", f"proxies/part-{row['name']}.arrow"
@@ -295,8 +302,8 @@ def _build_part(
     if not storage.exists(pairs_uri):
         values = json.loads(row["pairs"])
         if "kind" in values[0]:  # imported: there is nothing to match
-            small = {"proxy_long_px": how.proxy_long_px, "proxy_quality": how.proxy_quality, "max_pixels": how.max_pixels}
-            rows, proxies = reading.label_imported([ImportedPair.of(pair) for pair in values], **small)
+            imported = [ImportedPair.of(pair) for pair in values]
+            rows, proxies = isolation.label_pairs(imported, how, limits, reading.label_imported)
         else:
             rows, proxies = label([Pair(**pair) for pair in values], how, limits)
         faults.trip("part", row["name"])

@@ -1,0 +1,109 @@
+"""How real matching gains by a second Ray worker, and what Ray costs beside plain multiprocessing.
+
+    python benchmarks/cluster.py [--photos DIR ...] [--pairs 320] [--megapixels 3] [--rounds 3]
+
+Three ways take turns over the same pairs: ``cropreg match`` with one Ray worker, with two, and a multiprocessing.Pool of two that calls the
+same function on the same parts.  All of them match in child processes and write the same files; only Ray's way commits, too.  Not in the
+figures: starting Ray, starting the pool, and the first pairs, on which both start the processes that decode.  Medians over the rounds; the
+machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+from isolation import HOW, LIMITS, make_pairs
+
+from cropreg import isolation
+from cropreg.pairs import Pair
+from cropreg.pipelines import cluster, match
+from cropreg.schema import BoxDataset
+from cropreg.settings import MatchSettings
+from cropreg.splits import parse_shares
+
+DIFFERENT = 48  # pairs that are made; more are links to them
+
+
+def linked_pairs(folder: Path, photos: list[Path], pixels: float, count: int) -> None:
+    """Folders of as many pairs as asked for, of which DIFFERENT are made."""
+    made = make_pairs(folder / "made", photos, pixels, min(count, DIFFERENT))
+    for side in ("originals", "crops"):
+        (folder / side).mkdir()
+        for i in range(count):
+            os.link(folder / "made" / side / f"{i % len(made):04d}.jpg", folder / side / f"{i:05d}.jpg")
+
+
+def by_ray(folder: Path, out: Path, workers: int) -> float:
+    """Seconds of ``cropreg match``."""
+    began_s = time.perf_counter()
+    settings = MatchSettings(concurrency=workers, max_bad_share=1)
+    match.run(f"{folder}/originals", f"{folder}/crops", out=str(out), settings=settings)
+    return time.perf_counter() - began_s
+
+
+def by_pool(pool: Any, pairs: Sequence[Pair], out: Path) -> float:
+    """Seconds of the same parts on a pool of processes."""
+    build = partial(
+        match._build_part, out=str(out), how=HOW, limits=LIMITS, shares=parse_shares("70/10/10/10"), label=isolation.label_pairs
+    )
+    began_s = time.perf_counter()
+    rows = [
+        {"name": f"{i:04d}", "pairs": json.dumps([asdict(p) for p in part])} for i, part in enumerate(match.cut_parts(pairs, 0))
+    ]
+    done = list(pool.imap_unordered(build, rows))
+    took_s = time.perf_counter() - began_s
+    assert sum(sum(json.loads(row["counts"]).values()) for row in done) == len(pairs)
+    return took_s
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--photos", type=Path, nargs="*", default=[])
+    arguments.add_argument("--pairs", type=int, default=320, help="parts of 16 pairs: an even number of parts shares best")
+    arguments.add_argument("--megapixels", type=float, default=3)
+    arguments.add_argument("--rounds", type=int, default=3)
+    o = arguments.parse_args()
+    import ray
+
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        linked_pairs(folder, o.photos, o.megapixels * 1e6, o.pairs)
+        pairs = match.pairing.discover(f"{folder}/originals", f"{folder}/crops")
+        began_s = time.perf_counter()
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        cluster.connect()
+        started_s = time.perf_counter() - began_s
+        with multiprocessing.get_context("spawn").Pool(2, cv2.setNumThreads, (1,)) as pool:
+            few = match.cut_parts(pairs, 0)[:4]
+            by_pool(pool, [pair for part in few for pair in part], folder / "warm-pool")
+            by_ray(folder, folder / "warm-ray", 2)
+            took: dict[str, list[float]] = {"one": [], "two": [], "pool": []}
+            for number in range(o.rounds):
+                took["one"].append(by_ray(folder, folder / f"one-{number}", 1))
+                took["pool"].append(by_pool(pool, pairs, folder / f"pool-{number}"))
+                took["two"].append(by_ray(folder, folder / f"two-{number}", 2))
+        counts = BoxDataset.open(str(folder / "two-0")).manifest["counts"]
+        ray.shutdown()
+    s = {way: statistics.median(spans) for way, spans in took.items()}
+    print(f"{o.pairs} pairs of {o.megapixels:g} MP, {counts['found']} found; Ray started in {started_s:.1f} s")
+    print(f"Ray, 1 worker {s['one']:.2f} s; 2 workers {s['two']:.2f} s; multiprocessing of 2 {s['pool']:.2f} s")
+    print(
+        f"2 workers / 1: {s['one'] / s['two']:.2f} times as fast (goal 1.9); Ray / multiprocessing: {s['pool'] / s['two']:.2f} (goal 0.9)"
+    )
+
+
+if __name__ == "__main__":
+    main()
