@@ -182,13 +182,15 @@ def _nearest(aspects: Sequence[tuple[str, float | None]], box: Box, size_wh: tup
 def _sides(ratio: float, w: int, h: int, size_wh: tuple[int, int]) -> tuple[int, int]:
     """The smallest (width, height) of that ratio around w x h; the largest that fits into the picture where that one does not.
 
-    One side is what the other asks for, rounded to whole px.
+    The longer side is what the shorter one asks for, to half a px; in a picture that is too narrow for that, the other way round.
     """
-    around = (w, round(w / ratio)) if w > ratio * h else (round(ratio * h), h)
-    if around[0] <= size_wh[0] and around[1] <= size_wh[1]:
-        return around
-    most_w, most_h = size_wh
-    return (round(ratio * most_h), most_h) if most_w > ratio * most_h else (most_w, round(most_w / ratio))
+    if ratio < 1:
+        h, w = _sides(1 / ratio, h, w, size_wh[::-1])
+        return w, h
+    (most_w, most_h), short = size_wh, h if w == round(ratio * h) else max(h, math.ceil(w / ratio - 1e-9))
+    around = [(round(ratio * short), short), (max(w, round(ratio * h)), max(h, round(w / ratio)))]
+    largest = (round(ratio * most_h), most_h) if most_w > ratio * most_h else (most_w, round(most_w / ratio))
+    return next((sides for sides in around if sides[0] <= most_w and sides[1] <= most_h), largest)
 
 
 @dataclass(frozen=True)
