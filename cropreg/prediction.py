@@ -132,12 +132,14 @@ class SmallPicture:
         size_wh: of the original, upright px.
         orientation: EXIF value of the original's file.
         window_px: (4,) what of the original the small pixels show: a decoder that shrinks leaves out a rest of some px at two sides.
+        pages: how many the file has; the pixels are the first one's.
     """
 
     pixels: NDArray[np.uint8]
     size_wh: tuple[int, int]
     orientation: int
     window_px: NDArray[np.float64]
+    pages: int = 1
 
     def to_original(self, box_norm: NDArray[np.float64]) -> NDArray[np.float64]:
         """A box (4,) in shares of the small picture, in pixels of the original, within it."""
@@ -161,7 +163,7 @@ def read_small(data: bytes, name: str, max_pixels: int, long_px: int) -> SmallPi
         size_wh = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)
     window_px = np.array([x, y, x + factor * width, y + factor * height], np.float64)
-    return SmallPicture(pixels, (header.width, header.height), header.orientation, window_px)
+    return SmallPicture(pixels, (header.width, header.height), header.orientation, window_px, header.pages)
 
 
 def _by_torch(model: CropRegressor, device: torch.device) -> Network:

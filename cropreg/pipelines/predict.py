@@ -360,7 +360,7 @@ def _row(
         "confidence": None if math.isnan(confidence) else confidence,
         **{f"{edge}_{end}": float(limits_px[e, n]) for e, edge in enumerate(EDGES) for n, end in enumerate(("lo", "hi"))},
         **dict.fromkeys(MOVED, 0),
-        "adjusted": None,
+        "adjusted": f"the first of {small.pages} pages" if small.pages > 1 else None,
         "verdict": verdict,
         "reason": reason,
         "crop_uri": None,

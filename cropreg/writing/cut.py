@@ -47,6 +47,7 @@ _PILLOW_TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _VIPS_COMPRESSIONS = {1: "none", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 32773: "packbits"}
+_WEBP_PIXELS = (b"VP8L", b"VP8 ", b"ANMF")
 _PILLOW_COMPRESSIONS = {
     1: "raw",
     2: "tiff_ccitt",
@@ -216,7 +217,10 @@ def _pillow_options(
             keep_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
             return {**tables, "subsampling": subsampling, "progressive": header.progressive, "keep_rgb": keep_rgb}
         case "WEBP":
-            lossless = any(kind == b"VP8L" for kind, _, _ in riff_chunks(data))
+            chunks = [(kind, at) for kind, at, _ in riff_chunks(data) if kind in _WEBP_PIXELS]
+            kind, at = chunks[0] if chunks else (b"", 0)
+            first = data[at + 16 : at + 20] if kind == b"ANMF" else kind  # a frame of an animation has its own chunks inside
+            lossless = first == b"VP8L"
             options = {"lossless": lossless, "quality": quality or (75 if lossless else 90), "exact": True}  # lossless: effort
             return options | webp_metadata(data, size_wh, metadata)
         case "TIFF":

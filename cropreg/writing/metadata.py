@@ -24,10 +24,8 @@ _PNG_COLOURS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"mDCV", b"cLLI", b
 _PNG_TEXTS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _PNG_PICTURE = (b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
-_TIFF_FROM_ORIGINAL = {
-    282,
-    283,
-    296,
+_TIFF_RESOLUTION = {282, 283, 296}  # an encoder makes one up where it is told none
+_TIFF_FROM_ORIGINAL = _TIFF_RESOLUTION | {
     338,
     34675,
 }  # resolution, meaning of the extra channel, ICC: as it was, whatever the encoder wrote
@@ -165,11 +163,11 @@ def scrub_photoshop(resources: bytes, metadata: Metadata) -> bytes:
 
 def carry_jpeg(original: bytes, written: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
     """The JPEG ``written`` without metadata, with what ``original`` has of density, ICC, EXIF, XMP, IPTC and comments."""
-    kept, density = b"", b""
+    kept, density, jfif = b"", b"", b""
     for marker, start, end in jpeg_segments(original):
         body = original[start:end]
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
-            density = body[7:12]
+            density, jfif = body[7:12], _segment(marker, b"", body[:12] + b"\0\0")  # without the thumbnail that may follow
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
             kept += _segment(marker, b"", body)
         elif metadata == "none":
@@ -188,6 +186,9 @@ def carry_jpeg(original: bytes, written: bytes, size_wh: tuple[int, int], metada
         at = end
         if density:
             out[start + 7 : start + 12] = density
+    else:  # encoders leave it out for CMYK and RGB
+        out[at:at] = jfif
+        at += len(jfif)
     out[at:at] = kept
     return bytes(out)
 
@@ -254,7 +255,7 @@ def carry_tiff(original: bytes, written: bytes, size_wh: tuple[int, int], metada
     source, target = TiffTree.of(original), TiffTree.of(written)
     entries, _ = target.directory(target.first)
     out = bytearray(written)
-    fields = {tag: (entry.kind, entry.count, target.value(entry)) for tag, entry in entries.items()}
+    fields = {tag: (entry.kind, entry.count, target.value(entry)) for tag, entry in entries.items() if tag not in _TIFF_RESOLUTION}
     for tag, entry in source.directory(source.first)[0].items():
         wanted = tag in _TIFF_FROM_ORIGINAL or (metadata != "none" and tag not in _TIFF_LAYOUT)
         if tag == 338 and (338 not in fields or source.number(entry) == 1):
