@@ -9,15 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg import constraints, writing
+from cropreg import constraints, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.constraints import Constraints
+from cropreg.errors import CropregError, OutputError
 from cropreg.images import read_header
+from cropreg.images.streamed import is_streamed
 from cropreg.schema import REVIEW
 from cropreg.settings import PredictSettings
 
 CORNERS = ("x1", "y1", "x2", "y2")
 MOVED = tuple(f"{edge}_moved" for edge in EDGES)
+
+
+class NotCut(Exception):
+    """A picture that cannot be cut; ``is_only_read`` when that is because its format is read but not written."""
+
+    def __init__(self, error: CropregError) -> None:
+        super().__init__(str(error))
+        self.is_only_read = isinstance(error, OutputError)
 
 
 def box_of(row: Mapping[str, Any]) -> Box:
@@ -40,6 +50,48 @@ def shape(row: dict[str, Any], limits_px: NDArray[np.float64], wanted: Constrain
     move(row, shaped.box, shaped.note)
     if shaped.problem:
         row.update(verdict=REVIEW, reason="; ".join(text for text in (row["reason"], shaped.problem) if text))
+
+
+def read(uri: str) -> tuple[bytes, str | None]:
+    """A picture's bytes; those of a TIFF on this machine only mapped, and then with the path of its file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if storage.is_remote(uri) or not storage.name_of(uri).lower().endswith((".tif", ".tiff")):
+        return storage.read_bytes(uri), None
+    data = storage.map_bytes(uri)
+    return (data, storage.local_path(uri)) if data[:2] in (b"II", b"MM") else (data[:], None)
+
+
+def write(row: dict[str, Any], data: bytes, uri: str, settings: PredictSettings) -> bool:
+    """Writes a row's crop to ``uri``; returns whether it is there now, and not something else that was there before.
+
+    Raises:
+        NotCut: there is no crop to write. OutputError: the place cannot be written: the next crop could not be either.
+    """
+    name, here = row["image_uri"], not storage.is_remote(row["image_uri"]) and not storage.is_remote(uri)
+    header = read_header(data, name, max_pixels=settings.max_pixels)
+    if here and not row["angle_deg"] and is_streamed(data, header):
+        path, box = storage.local_path(name), box_of(row)
+        if settings.jpeg_lossless:
+            move(row, box, "--jpeg-lossless is not for TIFF: written as usual")
+
+        def fill(target: str) -> None:
+            try:
+                writing.cut_streamed(path, name, data, header, box, target, metadata=settings.metadata)
+            except CropregError as error:
+                raise NotCut(error) from error
+
+        return storage.fill_file(uri, fill, overwrite=settings.overwrite)
+    try:
+        crop = cut(row, data[:], settings)
+    except CropregError as error:
+        raise NotCut(error) from error
+    if settings.overwrite:
+        storage.write_whole(uri, crop)
+        return True
+    return storage.create_exclusive(uri, crop) or storage.read_bytes(uri) == crop
 
 
 def cut(row: dict[str, Any], data: bytes, settings: PredictSettings) -> bytes:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from cropreg import checkpoint, constraints, cropping, export, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.constraints import Constraints
-from cropreg.cropping import CORNERS, MOVED
-from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
+from cropreg.cropping import CORNERS, MOVED, NotCut
+from cropreg.errors import ClusterError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.interchange import exports
 from cropreg.logs import Progress
@@ -304,8 +304,8 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
     readable, wanted = [], _wanted(settings)
     for i, (uri, _) in enumerate(items):
         try:
-            data = storage.read_bytes(uri)
-            readable.append((i, data, read_small(data, uri, settings.max_pixels, predictor.info.seen_px)))
+            data, path = cropping.read(uri)
+            readable.append((i, data, read_small(data, uri, settings.max_pixels, predictor.info.seen_px, path)))
         except UnreadableImage as error:
             rows[i] = _failed(uri, str(error))
         except OSError as error:
@@ -378,16 +378,14 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
     """
     uri = storage.join(out, relative)
     try:
-        crop = cropping.cut(row, data, settings)
-    except CropregError as error:
-        if isinstance(error, OutputError) and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
+        written = cropping.write(row, data, uri, settings)
+    except NotCut as error:
+        if error.is_only_read and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
             row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
         else:
             row.update(verdict=FAILED, reason=str(error))
         return
-    if settings.overwrite:
-        storage.write_whole(uri, crop)
-    elif not storage.create_exclusive(uri, crop) and storage.read_bytes(uri) != crop:
+    if not written:
         reason = f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out."
         row.update(verdict=FAILED, reason=reason)
         return
@@ -440,7 +438,7 @@ def review_crop(row: dict[str, Any], review: Review, relative: str, out: str, se
     if stands and row["crop_uri"] is not None and storage.exists(row["crop_uri"]):
         return
     try:
-        data = storage.read_bytes(row["image_uri"])
+        data, _ = cropping.read(row["image_uri"])
     except OSError as error:
         row.update(verdict=FAILED, reason=f"{row['image_uri']}: cannot be read ({error}).")
         return
