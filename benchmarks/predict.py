@@ -6,7 +6,8 @@ Scans are made of the photographs (by default those of the demo) and saved as JP
 Both ways crop them with the same calls (cropreg.pipelines.predict.crop_batch: read, decode, model, cut, encode, write and sync) in as
 many processes, one thread each; they take turns, ``rounds`` times, and each writes into a fresh folder.  The clock runs from the call of
 ``predict.run`` to its return, tables included; what is left out is Ray's start, and each process's first batch, which imports torch and
-opens the model: both ways have cropped a few other pictures before.
+opens the model: both ways have cropped a few other pictures before.  "ratio" is of the wall clock; on a machine that others use, that is
+chance, and "cpu ratio" says more: the CPU seconds of all processes of the bare loop over those of cropreg, driver and Ray included.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cropreg.demo.scans import make_scan
 from cropreg.images import decode_color
 from cropreg.settings import PredictSettings
 
-# every crop is written, doubtful or not, so that no rate depends on how good the run is; small batches, so that no process waits long
+# every crop is written, doubtful or not, so that no rate depends on how good the run is
 SETTINGS = PredictSettings(all=True)
 Item = tuple[str, str]
 
@@ -75,24 +76,43 @@ def crop_bare(task: tuple[list[Item], str]) -> int:
     return sum(row["crop_uri"] is not None for row in crop_batch(items, _predictor, out, SETTINGS))
 
 
-def bare_s(pool: Any, folder: Path, out: Path, batch_size: int) -> float:
+def cpu_s() -> float:
+    """CPU seconds of this process and all below it, those that have ended included."""
+    ticks, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(words[1]), sum(map(int, words[11:15]))
+    below = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sum(ticks[pid] for pid in below) / os.sysconf("SC_CLK_TCK")
+
+
+Spans = tuple[float, float]  # wall and CPU seconds
+
+
+def bare_s(pool: Any, folder: Path, out: Path, batch_size: int) -> Spans:
     items = [(str(path), path.name) for path in sorted(folder.iterdir())]
     batches = [(items[i : i + batch_size], str(out)) for i in range(0, len(items), batch_size)]
-    began_s = time.monotonic()
+    began_s, used_s = time.monotonic(), cpu_s()
     written = sum(pool.imap_unordered(crop_bare, batches))
-    elapsed_s = time.monotonic() - began_s
+    spans = time.monotonic() - began_s, cpu_s() - used_s
     assert written == len(items)
-    return elapsed_s
+    return spans
 
 
-def whole_s(run: str, folder: Path, out: Path) -> float:
+def whole_s(run: str, folder: Path, out: Path) -> Spans:
     from cropreg.pipelines import predict
 
-    began_s = time.monotonic()
+    began_s, used_s = time.monotonic(), cpu_s()
     summary = predict.run(run, str(folder), out=str(out), settings=SETTINGS)
-    elapsed_s = time.monotonic() - began_s
+    spans = time.monotonic() - began_s, cpu_s() - used_s
     assert summary["code"] == 0, summary
-    return elapsed_s
+    return spans
 
 
 def main() -> None:
@@ -127,23 +147,25 @@ def main() -> None:
         for kind in args.kinds:
             folder = Path(name, kind)
             make_pictures(photos, folder, kind, args.pictures, args.megapixels)
-            bare, whole = [], []
+            bare, whole = list[Spans](), list[Spans]()
             for _ in range(args.rounds):
-                for spans, measure in (
-                    (bare, lambda out, folder=folder: bare_s(pool, folder, out, 1)),
-                    (whole, lambda out, folder=folder: whole_s(args.run, folder, out)),
-                ):
-                    out = Path(name, "out")
-                    spans.append(measure(out))
-                    shutil.rmtree(out)
+                out = Path(name, "out")
+                bare.append(bare_s(pool, folder, out, 1))
+                shutil.rmtree(out)
+                whole.append(whole_s(args.run, folder, out))
+                shutil.rmtree(out)
+            ratios, cpu_ratios = ([b[i] / w[i] for b, w in zip(bare, whole, strict=True)] for i in (0, 1))
             rates = {
                 "kind": kind,
                 "pictures": args.pictures,
                 "megapixels": args.megapixels,
-                "end to end, images/s": round(args.pictures / statistics.median(whole), 2),
-                "bare loop, images/s": round(args.pictures / statistics.median(bare), 2),
-                "ratio": round(statistics.median(b / w for b, w in zip(bare, whole, strict=True)), 3),
-                "ratios": [round(b / w, 3) for b, w in zip(bare, whole, strict=True)],
+                "end to end, images/s": round(args.pictures / statistics.median(w for w, _ in whole), 2),
+                "bare loop, images/s": round(args.pictures / statistics.median(b for b, _ in bare), 2),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(ratio, 2) for ratio in ratios],
+                "cpu ratio": round(statistics.median(cpu_ratios), 3),
+                "cpu ratios": [round(ratio, 3) for ratio in cpu_ratios],
+                "cpu s an image": round(statistics.median(c for _, c in whole) / args.pictures, 3),
                 "load": round(os.getloadavg()[0], 1),
             }
             print(json.dumps(rates), flush=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -262,10 +263,13 @@ def _predict(
     if settings.use_gpu and cluster.total("GPU") < 1 and not cluster.may_grow(address):
         raise ClusterError("--use-gpu: Ray finds no GPU on this machine. Leave the flag out.")
     table = pa.Table.from_pylist([{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo])
-    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / settings.batch_size))
+    size = settings.batch_size
+    if not settings.use_gpu:  # at least four tasks a CPU, so that none waits long for the last; and a CPU gains little by batches
+        size = max(1, min(size, len(todo) // (4 * max(1, int(cluster.total("CPU"))))))
+    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / size))
     data = data.map_batches(
         _predict_batch,
-        batch_size=settings.batch_size,
+        batch_size=size,
         batch_format="pyarrow",
         fn_kwargs={"run_uri": run_uri, "out": out, "model_id": model_id, "settings": settings},
         compute=ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None,
@@ -285,6 +289,7 @@ _open: dict[str, Predictor] = {}  # one a worker process, which Ray uses for man
 
 def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, settings: PredictSettings) -> pa.Table:
     """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
+    cv2.setNumThreads(1)  # Ray runs as many tasks as there are cores
     if model_id not in _open:
         _open.clear()
         opened = export.open_onnx if export.is_onnx(run_uri) else Predictor.open
