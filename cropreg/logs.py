@@ -75,7 +75,7 @@ class Progress:
         for name, number in counts.items():
             self._counts[name] = self._counts.get(name, 0) + number
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=self._tail())
+            self._bar.update(self._task, completed=self._done, description=f"{self._speed()} {self._tail()}".rstrip())
         elif not self._silent and self._clock() - self._told >= EVERY_S:
             self._print_line()
 
@@ -97,16 +97,22 @@ class Progress:
 
     def line(self) -> str:
         """The line as it stands: ``match 1,200/5,000 24% 85.0 pairs/s eta 45s found 1,180``."""
-        elapsed_s = max(self._clock() - self._began, 1e-9)
-        rate = self._done / elapsed_s
+        rate = self._rate()
         parts = [
             self._verb,
             f"{self._done:,}/{self._total:,} {100 * self._done // self._total}%" if self._total else f"{self._done:,}",
         ]
-        parts.append(f"{rate:.1f} {self._unit}/s")
+        parts.append(self._speed())
         if self._total and rate > 0:
             parts.append(f"eta {(self._total - self._done) / rate:.0f}s")
         return " ".join([*parts, self._tail()]).rstrip()
+
+    def _rate(self) -> float:
+        return self._done / max(self._clock() - self._began, 1e-9)
+
+    def _speed(self) -> str:
+        rate = self._rate()
+        return f"{rate:.{2 if 0 < rate < 1 else 1}f} {self._unit}/s"
 
     def _tail(self) -> str:
         return " ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in self._counts.items() if number)

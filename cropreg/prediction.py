@@ -17,6 +17,7 @@ from cropreg.boxes import from_margins
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import cut_window, normalise, normalised_strips, squash
 from cropreg.images import decode_reduced, read_header
+from cropreg.images.streamed import decode_streamed, is_streamed
 from cropreg.model import CropRegressor
 from cropreg.strips import REACH, cut_strips, moved
 
@@ -132,12 +133,14 @@ class SmallPicture:
         size_wh: of the original, upright px.
         orientation: EXIF value of the original's file.
         window_px: (4,) what of the original the small pixels show: a decoder that shrinks leaves out a rest of some px at two sides.
+        pages: how many the file has; the pixels are the first one's.
     """
 
     pixels: NDArray[np.uint8]
     size_wh: tuple[int, int]
     orientation: int
     window_px: NDArray[np.float64]
+    pages: int = 1
 
     def to_original(self, box_norm: NDArray[np.float64]) -> NDArray[np.float64]:
         """A box (4,) in shares of the small picture, in pixels of the original, within it."""
@@ -145,23 +148,28 @@ class SmallPicture:
         return boxes.denormalise(np.clip(shown, 0, 1), self.size_wh)
 
 
-def read_small(data: bytes, name: str, max_pixels: int, long_px: int) -> SmallPicture:
+def read_small(data: bytes, name: str, max_pixels: int, long_px: int, path: str | None = None) -> SmallPicture:
     """Decodes a picture to a long side of at most ``long_px``, as cheaply as its format allows.
+
+    With the ``path`` of its file, ``data`` may be mapped, and a large TIFF is never whole in memory.
 
     Raises:
         UnreadableImage: it cannot be decoded whole.
     """
     header = read_header(data, name, max_pixels=max_pixels)
     factor = next((f for f in (8, 4, 2) if max(header.width, header.height) >= f * long_px), 1)
-    reduced = decode_reduced(data, name, factor, grey=False, header=header, max_pixels=max_pixels)
-    height, width = reduced.pixels.shape[:2]
-    (x, y), pixels = reduced.shift_xy, reduced.pixels
+    if path is not None and is_streamed(data, header):
+        pixels, (x, y) = decode_streamed(path, name, header, factor), (0, 0)
+    else:
+        reduced = decode_reduced(data[:], name, factor, grey=False, header=header, max_pixels=max_pixels)
+        pixels, (x, y) = reduced.pixels, reduced.shift_xy
+    height, width = pixels.shape[:2]
     scale = long_px / max(height, width)
     if scale < 1:
         size_wh = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA).astype(np.uint8)
     window_px = np.array([x, y, x + factor * width, y + factor * height], np.float64)
-    return SmallPicture(pixels, (header.width, header.height), header.orientation, window_px)
+    return SmallPicture(pixels, (header.width, header.height), header.orientation, window_px, header.pages)
 
 
 def _by_torch(model: CropRegressor, device: torch.device) -> Network:

@@ -132,6 +132,20 @@ class PredictSettings(Settings):
     all: bool = Field(False, description="write the doubtful crops too")
     export_: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
+    aspect: str | None = Field(
+        None, description="width:height of every crop, the nearest of these either way up: 3:2,4:3; keep: the picture's own"
+    )
+    min_size: str | None = Field(None, description="least size of a crop, px: 1200x800 (standing 800x1200), or 800 for both sides")
+    pad: str | None = Field(None, description="room around the predicted box: 20px, or a share of the crop: 0.02 or 2%")
+    max_trim: str | None = Field(
+        None, description="at most this share of the picture is cut away per edge: 0.2, or left,top,right,bottom"
+    )
+    jpeg_lossless: bool = Field(
+        False, description="cut JPEGs without encoding them anew (needs jpegtran): edges go to the grid of 8 or 16 px"
+    )
+    jpeg_snap: Literal["out", "in"] = Field(
+        "out", description="with --jpeg-lossless: to the grid line outward, or inward where the edge's interval allows"
+    )
     quality: int | None = Field(
         None, ge=1, le=100, description="JPEG, WebP or AVIF quality of the crops; default: a JPEG's own, else 90"
     )
@@ -146,6 +160,25 @@ class PredictSettings(Settings):
     concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
     overwrite: bool = Field(False, description="write again what is there")
     apply_reviews: bool = Field(False, description="write the crops that a person confirmed or corrected with cropreg review")
+    watch: bool = Field(False, description="keep looking for new pictures, and crop those that are whole; Ctrl-C ends it")
+    watch_interval_s: float = Field(
+        5, ge=0.1, description="with --watch: seconds between two looks; a file must not change between them"
+    )
+
+    @field_validator("aspect", mode="before")
+    @classmethod
+    def _quoted(cls, value: object) -> object:
+        if isinstance(value, int | float):  # YAML reads a bare 3:2 as 182, minutes and seconds
+            raise ValueError("put an aspect in quotes in YAML: aspect: '3:2'")
+        return value
+
+    @field_validator("min_size", "pad", "max_trim", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """A number, or a list of numbers, as the command line would have it."""
+        if isinstance(value, list | tuple):
+            return ",".join(map(str, value))
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class ReviewSettings(Settings):

@@ -39,6 +39,7 @@ PLACES = [
     # 1 files
     Place("images", heavy=("cv2", "PIL"), late=("pyvips", "rawpy", "pi_heif", "tifffile", "imagecodecs")),
     Place("storage", heavy=("pyarrow",)),
+    Place("watching"),
     Place("reviews", heavy=("pyarrow",)),
     Place("schema", heavy=("pyarrow",)),
     # 2 pairs -> boxes
@@ -71,7 +72,9 @@ PLACES = [
     # 6 using
     Place("prediction", heavy=("cv2", "pyarrow", *TORCH)),
     Place("champion", heavy=TORCH),
+    Place("constraints"),
     Place("writing", heavy=("cv2", "PIL"), late=("pyvips",)),
+    Place("cropping"),
     Place("interchange", heavy=("pyarrow",)),
     Place("export", heavy=TORCH, late=("onnx", "onnxruntime", "onnxscript")),
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),

@@ -432,3 +432,13 @@ def test_importing_the_reader_limits_opencv_before_it_is_imported_and_brings_not
         "assert not {'torch', 'ray', 'pyvips', 'pi_heif', 'rawpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("side", [16, 32, 48, 64])
+def test_tiles_of_any_size_are_read(side):
+    pyvips = pytest.importorskip("pyvips")
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 130, 3)).astype(np.uint8)
+    data = bytes(
+        pyvips.Image.new_from_array(pixels, interpretation="srgb").tiffsave_buffer(tile=True, tile_width=side, tile_height=side)
+    )
+    assert np.array_equal(decode_color(data, "a.tif"), pixels)

@@ -95,11 +95,12 @@ def test_progress_draws_a_bar_and_leaves_no_litter_when_on_a_terminal(speaking, 
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with Progress("match", 4, "pairs", stream=stream, clock=clock) as progress:
+        clock.now_s += 6
         progress.advance(3, found=3)
     written = stream.getvalue()
-    assert "3/4" in written and "found 3" in written
+    assert "3/4" in written and "0.50 pairs/s found 3" in written
     assert written.rstrip("\r\n").endswith("\x1b[2K"), "the bar must erase its own line"
-    assert "pairs/s" not in written, "a bar, or lines, not both"
+    assert "eta" not in written, "a bar, or lines, not both"
 
 
 @pytest.mark.parametrize(("verbosity", "level"), [(-1, logging.WARNING), (0, logging.INFO), (1, logging.DEBUG)])

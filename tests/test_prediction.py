@@ -192,6 +192,62 @@ def test_picture_that_cannot_be_written_in_its_own_format_fails_alone(predictor:
     assert "cannot be written without loss" in rows[0]["reason"]
 
 
+def test_row_of_a_file_of_several_pages_says_that_the_first_was_cut(predictor: Predictor, tmp_path: Path) -> None:
+    pages = [Image.fromarray(framed_print(seed)[0]) for seed in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    (row,) = crop_batch([(str(tmp_path / "a.tif"), "a.tif")], predictor, str(tmp_path / "out"), PredictSettings(min_confidence=0.0))
+    assert (row["verdict"], row["adjusted"]) == ("accept", "the first of 3 pages")
+
+
+WANTED = PredictSettings(min_confidence=0.0, aspect="4:3", pad="5px")
+
+
+def test_row_holds_the_box_that_was_cut_and_what_the_constraints_cost(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    (plain,) = crop_batch([(str(path), "a.png")], predictor, str(tmp_path / "plain"), PredictSettings(min_confidence=0.0))
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(tmp_path / "out"), WANTED)
+    with Image.open(row["crop_uri"]) as crop:
+        w, h = crop.size
+    assert (w, h) == (row["x2"] - row["x1"], row["y2"] - row["y1"]) and min(abs(3 * w - 4 * h), abs(3 * h - 4 * w)) <= 2
+    assert row["adjusted"].startswith("pad, aspect 4:3: left +")
+    moved = [row[f"{edge}_moved"] for edge in ("left", "top", "right", "bottom")]
+    before = [row[k] + sign * by for k, sign, by in zip(("x1", "y1", "x2", "y2"), (1, 1, -1, -1), moved, strict=True)]
+    assert before == [plain[k] for k in ("x1", "y1", "x2", "y2")] and min(moved) >= 5
+    assert plain["adjusted"] is None and plain["left_moved"] == 0
+
+
+def test_constraint_that_cannot_be_met_sends_the_picture_to_review(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    (row,) = crop_batch([(str(path), "a.png")], predictor, str(tmp_path / "out"), WANTED.model_copy(update={"min_size": "500"}))
+    assert (row["verdict"], row["crop_uri"]) == ("review", None) and "smaller than the crop must be (--min-size)" in row["reason"]
+
+
+def test_constraints_belong_to_what_a_second_run_must_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = type("Info", (), {"sha256": "s", "calibration": None})
+    for name in ("best_of", "load_info"):
+        monkeypatch.setattr(predict.checkpoint, name, lambda run: info)
+    wishes = (
+        {},
+        {"aspect": "3:2"},
+        {"aspect": "4:3"},
+        {"pad": "1%"},
+        {"min_size": "9"},
+        {"max_trim": ".1"},
+        {"jpeg_lossless": True},
+    )
+    ids = [predict._model_id("/run", PredictSettings(**wish)) for wish in wishes]
+    assert len(set(ids)) == len(wishes)
+    assert predict._model_id("/run", PredictSettings(watch=True, watch_interval_s=1)) == ids[0]
+
+
+def test_constraint_that_cannot_be_read_is_refused_before_anything_is_computed(made: Made) -> None:
+    with pytest.raises(UsageError, match="--aspect wide"):
+        made.run(aspect="wide")
+    assert not made.out.exists()
+
+
 def test_picture_that_is_only_read_keeps_its_crop_in_a_sidecar(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "deep.ppm").write_bytes(b"P6 240 180 65535\n" + (framed_print(1)[0].astype(">u2") * 257).tobytes())
     items = [(str(tmp_path / "deep.ppm"), "deep.ppm")]

@@ -155,6 +155,21 @@ def test_bare_off_is_a_word_when_the_setting_wants_it(write):
     assert read_yaml(write("amp: off"), "train", TrainSettings) == {"amp": "off"}  # false in YAML 1.1
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("pad: 0.02\nmin_size: 800\nmax_trim: [0.1, 0.2, 0, 0]", {"pad": "0.02", "min_size": "800", "max_trim": "0.1,0.2,0,0"}),
+        ("aspect: '3:2,4:3'\nmin-size: 1200x800", {"aspect": "3:2,4:3", "min_size": "1200x800"}),
+    ],
+)
+def test_constraints_may_be_numbers_or_text(write, text, values):
+    assert read_yaml(write(text), "predict", PredictSettings) == values
+
+
+def test_bare_aspect_which_yaml_takes_for_minutes_and_seconds_is_refused_with_the_cure(write):
+    assert "put an aspect in quotes in YAML: aspect: '3:2' (got 182)" in refusal(write("aspect: 3:2"), "predict")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_default_is_a_value_that_the_file_may_set(verb):
     model = MODELS[verb]

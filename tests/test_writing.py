@@ -273,6 +273,57 @@ def test_a_lossy_crop_stays_close_and_keeps_mode_and_kind(name, data, tolerance)
         assert [layer[1:3] for layer in opened(crop).layer] == [layer[1:3] for layer in opened(data).layer]
 
 
+@pytest.mark.parametrize("image", [CMYK, COLOUR])
+def test_density_of_a_jpeg_survives_where_encoders_write_none(image):
+    data = saved(image, "JPEG", dpi=(300, 300), keep_rgb=image.mode == "RGB")
+    assert opened(cut(data, "a.jpg", BOX)).info["dpi"] == (300, 300)
+
+
+@pytest.mark.parametrize("compression", ["raw", "zstd"])
+def test_a_tiff_without_a_resolution_gets_none(compression):
+    assert not {282, 283, 296} & set(opened(cut(saved(COLOUR, "TIFF", compression=compression), "a.tif", BOX)).tag_v2)
+
+
+def test_the_first_frame_of_a_lossless_animation_is_cut_without_loss():
+    data = saved(COLOUR, "WEBP", save_all=True, append_images=[COLOUR.rotate(180)], lossless=True)
+    assert read_header(data, "a.webp").pages == 2
+    assert np.array_equal(decode_color(cut(data, "a.webp", BOX), "a.webp"), part(RGB))
+
+
+HOW = ({}, {"tile": True, "tile_width": 64, "tile_height": 32}, {"bigtiff": True}, {"compression": "lzw"})
+DEEP = {
+    "RGB": RGB16,
+    "grey": RGB16[..., 0],
+    "RGBA": np.dstack([RGB16, ALPHA.astype(np.uint16) * 257]),
+    "CMYK": np.dstack([RGB16, RGB16[..., 0]]),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "how", [{}, {"tile": True, "tile_width": 64, "tile_height": 32}, {"bigtiff": True}, {"compression": "lzw"}], ids=str
+)
+@pytest.mark.parametrize("mode", DEEP)
+def test_16_bits_survive_exactly_in_tiles_in_large_tiffs_and_in_every_turn(mode, how, orientation):
+    pyvips = import_pyvips()
+    kind = {"RGB": "rgb16", "RGBA": "rgb16", "grey": "grey16", "CMYK": "cmyk"}[mode]
+    picture = pyvips.Image.new_from_array(DEEP[mode], interpretation=kind)
+    picture.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+    data = bytes(picture.tiffsave_buffer(**how))
+    box = Box(17, 9, 17 + 51, 9 + 43)
+    crop = cut(data, "a.tif", box)
+    before, after = read_header(data, "a.tif"), read_header(crop, "a.tif")
+    assert (after.mode, after.bit_depth, after.orientation) == (before.mode, 16, 1)
+    upright = pyvips.Image.new_from_buffer(data, "").autorot().numpy()
+    assert np.array_equal(pyvips.Image.new_from_buffer(crop, "").numpy(), part(upright, box))
+
+
+def test_lab_is_cut_as_it_is():
+    lab = Image.merge("LAB", [Image.fromarray(RGB[..., i]) for i in range(3)])
+    crop = opened(cut(saved(lab, "TIFF"), "a.tif", BOX))
+    assert crop.mode == "LAB" and np.array_equal(np.asarray(crop), part(np.asarray(lab)))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF palette", "AVIF"])
 def test_a_crop_is_upright_with_orientation_1_whatever_the_originals_was(kind, orientation):

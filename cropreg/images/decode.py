@@ -134,6 +134,8 @@ def encode_jpeg(rgb: Pixels, quality: int) -> bytes:
 def _is_opencvs(data: bytes, header: Header) -> bool:
     """Whether OpenCV decodes this file, and right."""
     if header.format == "TIFF":
+        if header.bit_depth == 8 and min(tiff_number(data, 322, 64), tiff_number(data, 323, 64)) < 64:
+            return False  # it refuses tiles of 16 and 32 px that are not compressed
         plain = header.mode in ("1", "L", "P", "RGB") or (header.mode == "CMYK" and header.bit_depth == 8)
         return plain and header.bit_depth in (1, 8, 16) and tiff_number(data, 259, 1) in TIFF_COMPRESSIONS_OF_OPENCV
     return header.format in ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000") and not header.has_alpha

@@ -6,19 +6,25 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, export, reviews, storage, writing
+from cropreg import checkpoint, constraints, cropping, export, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
-from cropreg.errors import ClusterError, CropregError, InputError, OutputError, UnreadableImage, UsageError
+from cropreg.constraints import Constraints
+from cropreg.cropping import CORNERS, MOVED, NotCut
+from cropreg.errors import ClusterError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.interchange import exports
 from cropreg.logs import Progress
@@ -27,7 +33,8 @@ from cropreg.prediction import Predictor, SmallPicture, read_small
 from cropreg.reviews import Review
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
-from cropreg.storage import Entry
+from cropreg.storage import Entry, Lease
+from cropreg.watching import settled
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +49,15 @@ def run(
     settings: PredictSettings,
     address: str | None = None,
     dry_run: bool = False,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Any]:
     """Crops every picture below ``images`` into ``out`` and writes ``predictions.parquet`` and ``.csv`` there.
 
     ``run_uri`` is a run, a checkpoint, or an exported model file.  ``images`` may also be paths of pictures on this machine; ``out``
     then mirrors what lies below the folder they share.
 
-    What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.
+    What an earlier run of the same model has done is kept and not computed again; failed pictures are tried again.  With
+    ``settings.watch`` it goes on looking for new pictures, ``sleep`` between two looks, until Ctrl-C.
 
     Raises:
         UsageError: ``out`` holds ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
@@ -59,58 +68,129 @@ def run(
     images = storage.absolute(images) if isinstance(images, str) else _shared_folder(named or [])
     if f"{images}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: crops must go to a folder that does not hold the originals, which are never touched.")
-    storage.refuse_if_held(out)
+    if settings.watch and named is not None:
+        raise UsageError("--watch needs a folder to look at, not a list of pictures.")
     formats = exports.parse_formats(settings.export_)
-    model_id = _model_id(run_uri, settings)
-    found = storage.list_files(images, IMAGE_SUFFIXES, skip=(out,)) if named is None else _entries(named, images)
-    entries = sorted(found, key=lambda e: e.relative)
-    if not entries:
+    _wanted(settings)
+    if settings.jpeg_lossless:
+        writing.require_jpegtran()
+    storage.refuse_if_held(out)
+    job = _Job(run_uri, images, out, _model_id(run_uri, settings), settings, formats, address)
+    entries = _listed(job) if named is None else sorted(_entries(named, images), key=lambda e: e.relative)
+    if not entries and not settings.watch:
         raise InputError(
             f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
         )
     finished, unfinished = _earlier(out)
     if not settings.overwrite:
-        _refuse_others(out, model_id, [*finished, *unfinished])
+        _refuse_others(out, job.model_id, [*finished, *unfinished])
     # Writing again starts anew, but goes on where it was itself interrupted.
-    done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], model_id, entries)
+    done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], job.model_id, entries)
     judged = reviews.in_effect(reviews.read(out))
     if settings.apply_reviews:  # of a row whose review was taken back, only the model knows what it was
         done = {uri: row for uri, row in done.items() if not row["reviewed_by"] or _holds(judged.get(uri), row)}
     elif judged and settings.overwrite:
         log.warning("reviewed=%d pictures get the model's crop again; --apply-reviews keeps what a person decided", len(judged))
-    todo = [entry for entry in entries if entry.uri not in done]
-    summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(todo)}
+    summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(entries) - len(done)}
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
+    replaced = [*finished, *unfinished] if settings.overwrite else []
     with storage.held(out, "predict") as lease:
-        rows = list(done.values()) + (_predict(todo, run_uri, out, model_id, settings, address) if todo else [])
-        lease.check()
-        if settings.overwrite:  # crops that the model no longer makes
-            for uri in {row["crop_uri"] for row in (*finished, *unfinished)} - {row["crop_uri"] for row in rows} - {None}:
-                storage.remove(uri)
-        if settings.apply_reviews:
-            summary["reviewed"] = _apply_reviews(rows, judged, {entry.uri: entry.relative for entry in entries}, out, settings)
-        _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
-        if formats:
-            names = {entry.uri: entry.relative for entry in entries}
-            summary["exports"] = exports.write(
-                formats,
-                {names[row["image_uri"]]: row for row in rows},
-                images,
-                out,
-                doubtful=settings.all,
-                overwrite=settings.overwrite,
-                max_pixels=settings.max_pixels,
-            )
+        if settings.watch:
+            rows, more = _watch(job, entries, done, replaced, lease, sleep)
+            summary["pictures"], summary["computed"] = len(rows), len(rows) - len(done)
+        else:
+            rows, more = _crop(job, entries, done, replaced, lease)
     counts = Counter(str(row["verdict"]) for row in rows)
-    summary |= {"code": 0, "counts": dict(counts), "top_reasons": top_reasons(row for row in rows if row["verdict"] == FAILED)}
-    if counts[FAILED] / len(rows) > settings.max_bad_share:
+    summary |= {"code": 0, **more, "counts": dict(counts)}
+    if any(row["adjusted"] for row in rows):
+        summary["adjusted"] = sum(bool(row["adjusted"]) for row in rows)
+    summary["top_reasons"] = top_reasons(row for row in rows if row["verdict"] == FAILED)
+    if rows and counts[FAILED] / len(rows) > settings.max_bad_share:
         summary["code"] = 6
         summary["message"] = (
             f"{counts[FAILED]} of {len(rows)} pictures failed, more than the share of {settings.max_bad_share:g} that --max-bad-share "
             f"allows. Every one stands with its reason in {storage.join(out, 'predictions.csv')}."
         )
     return summary
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same from one look at the pictures to the next."""
+
+    run_uri: str
+    images: str
+    out: str
+    model_id: str
+    settings: PredictSettings
+    formats: tuple[str, ...]
+    address: str | None
+
+
+def _listed(job: _Job) -> list[Entry]:
+    return sorted(storage.list_files(job.images, IMAGE_SUFFIXES, skip=(job.out,)), key=lambda e: e.relative)
+
+
+def _wanted(settings: PredictSettings) -> Constraints | None:
+    return constraints.parse(settings.aspect, settings.min_size, settings.pad, settings.max_trim)
+
+
+def _crop(
+    job: _Job, entries: Sequence[Entry], done: Mapping[str, dict[str, Any]], replaced: Sequence[dict[str, Any]], lease: Lease
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Crops the entries that are not done, and writes the tables and exports of all; returns the rows, and counts for the summary.
+
+    Crops of the ``replaced`` rows that the model no longer makes are removed.
+    """
+    settings, out, more = job.settings, job.out, dict[str, Any]()
+    todo = [entry for entry in entries if entry.uri not in done]
+    rows = list(done.values()) + (_predict(todo, job.run_uri, out, job.model_id, settings, job.address) if todo else [])
+    lease.check()
+    for uri in {row["crop_uri"] for row in replaced} - {row["crop_uri"] for row in rows} - {None}:
+        storage.remove(uri)
+    names = {entry.uri: entry.relative for entry in entries}
+    if settings.apply_reviews:
+        more["reviewed"] = _apply_reviews(rows, reviews.in_effect(reviews.read(out)), names, out, settings)
+    _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    if job.formats:
+        more["exports"] = exports.write(
+            job.formats,
+            {names[row["image_uri"]]: row for row in rows},
+            job.images,
+            out,
+            doubtful=settings.all,
+            overwrite=settings.overwrite,
+            max_pixels=settings.max_pixels,
+        )
+    return rows, more
+
+
+def _watch(
+    job: _Job,
+    entries: Sequence[Entry],
+    done: Mapping[str, dict[str, Any]],
+    replaced: Sequence[dict[str, Any]],
+    lease: Lease,
+    sleep: Callable[[float], object],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Crops pictures as they come, until Ctrl-C; what is finished is in the tables after each round."""
+    known = {entry.uri: entry for entry in entries if entry.uri in done}
+    rows, more = list(done.values()), dict[str, Any]()
+    log.info("watching=%s every_s=%g; Ctrl-C ends it", job.images, job.settings.watch_interval_s)
+    for whole in settled(partial(_listed, job), job.settings.watch_interval_s, sleep):
+        lease.check()
+        stamps = {row["image_uri"]: row["stamp"] for row in rows}
+        new = {entry.uri: entry for entry in whole if stamps.get(entry.uri) != f"{job.model_id}/{entry.stamp}"}
+        if not new:
+            continue
+        known |= new
+        kept = {row["image_uri"]: row for row in rows if row["image_uri"] not in new}
+        rows, more = _crop(job, list(known.values()), kept, replaced, lease)
+        # The next rounds add to what this one wrote.
+        replaced, job = [], replace(job, settings=job.settings.model_copy(update={"overwrite": False}))
+        log.info("watching=%s pictures=%d new=%d", job.images, len(rows), len(new))
+    return rows, more
 
 
 def _shared_folder(uris: Sequence[str]) -> str:
@@ -140,12 +220,15 @@ def _entries(uris: Sequence[str], folder: str) -> list[Entry]:
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
     """What decides the result: the weights, their calibration, and the settings that change crops."""
     fields = {"all", "min_confidence", "quality", "metadata"}
+    later = {"aspect", "min_size", "pad", "max_trim", "jpeg_lossless", "jpeg_snap"}  # at rest they leave the fingerprint as it was
     if export.is_onnx(run_uri):
         model: list[Any] = [hashlib.sha256(export.read_onnx(run_uri)).hexdigest()]
     else:
         info = checkpoint.load_info(checkpoint.best_of(run_uri))
         model = [info.sha256, info.calibration and info.calibration.model_dump()]
-    return fingerprint([*model, settings.model_dump(include=fields)])
+    return fingerprint(
+        [*model, {**settings.model_dump(include=fields), **settings.model_dump(include=later, exclude_defaults=True)}]
+    )
 
 
 def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -180,10 +263,13 @@ def _predict(
     if settings.use_gpu and cluster.total("GPU") < 1 and not cluster.may_grow(address):
         raise ClusterError("--use-gpu: Ray finds no GPU on this machine. Leave the flag out.")
     table = pa.Table.from_pylist([{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo])
-    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / settings.batch_size))
+    size = settings.batch_size
+    if not settings.use_gpu:  # at least four tasks a CPU, so that none waits long for the last; and a CPU gains little by batches
+        size = max(1, min(size, len(todo) // (4 * max(1, int(cluster.total("CPU"))))))
+    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / size))
     data = data.map_batches(
         _predict_batch,
-        batch_size=settings.batch_size,
+        batch_size=size,
         batch_format="pyarrow",
         fn_kwargs={"run_uri": run_uri, "out": out, "model_id": model_id, "settings": settings},
         compute=ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None,
@@ -203,6 +289,7 @@ _open: dict[str, Predictor] = {}  # one a worker process, which Ray uses for man
 
 def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, settings: PredictSettings) -> pa.Table:
     """Predicts and writes one batch, and keeps its rows in a part of their own, so that an interrupted run can go on; on a worker."""
+    cv2.setNumThreads(1)  # Ray runs as many tasks as there are cores
     if model_id not in _open:
         _open.clear()
         opened = export.open_onnx if export.is_onnx(run_uri) else Predictor.open
@@ -219,11 +306,11 @@ def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, setti
 def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str, settings: PredictSettings) -> list[dict[str, Any]]:
     """Crops pictures, each given as URI and relative path: one row of the predictions table each, in the same order."""
     rows: dict[int, dict[str, Any]] = {}
-    readable = []
+    readable, wanted = [], _wanted(settings)
     for i, (uri, _) in enumerate(items):
         try:
-            data = storage.read_bytes(uri)
-            readable.append((i, data, read_small(data, uri, settings.max_pixels, predictor.info.seen_px)))
+            data, path = cropping.read(uri)
+            readable.append((i, data, read_small(data, uri, settings.max_pixels, predictor.info.seen_px, path)))
         except UnreadableImage as error:
             rows[i] = _failed(uri, str(error))
         except OSError as error:
@@ -239,6 +326,8 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
             spread_norm = predictions.spread[n]
             limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
             row = _row(items[i][0], small, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
+            if wanted is not None:
+                cropping.shape(row, limits_px, wanted)
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
@@ -275,6 +364,8 @@ def _row(
         "angle_deg": 0.0,
         "confidence": None if math.isnan(confidence) else confidence,
         **{f"{edge}_{end}": float(limits_px[e, n]) for e, edge in enumerate(EDGES) for n, end in enumerate(("lo", "hi"))},
+        **dict.fromkeys(MOVED, 0),
+        "adjusted": f"the first of {small.pages} pages" if small.pages > 1 else None,
         "verdict": verdict,
         "reason": reason,
         "crop_uri": None,
@@ -291,21 +382,15 @@ def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, setti
         OutputError: the place cannot be written: the next picture would fail too.
     """
     uri = storage.join(out, relative)
-    box = Box(*(int(row[k]) for k in ("x1", "y1", "x2", "y2")))
     try:
-        crop = writing.cut(
-            data, row["image_uri"], box, row["angle_deg"] or 0.0,
-            metadata=settings.metadata, quality=settings.quality, max_pixels=settings.max_pixels,
-        )  # fmt: skip
-    except CropregError as error:
-        if isinstance(error, OutputError) and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
+        written = cropping.write(row, data, uri, settings)
+    except NotCut as error:
+        if error.is_only_read and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
             row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
         else:
             row.update(verdict=FAILED, reason=str(error))
         return
-    if settings.overwrite:
-        storage.write_whole(uri, crop)
-    elif not storage.create_exclusive(uri, crop) and storage.read_bytes(uri) != crop:
+    if not written:
         reason = f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out."
         row.update(verdict=FAILED, reason=reason)
         return
@@ -335,7 +420,7 @@ def review_crop(row: dict[str, Any], review: Review, relative: str, out: str, se
     Raises:
         OutputError: the place cannot be written.
     """
-    row["reviewed_by"] = review.who
+    earlier, row["reviewed_by"] = row["reviewed_by"], review.who
     if review.decision == reviews.REJECT:
         if row["crop_uri"] is not None:
             storage.remove(row["crop_uri"])
@@ -347,13 +432,18 @@ def review_crop(row: dict[str, Any], review: Review, relative: str, out: str, se
         whole = Box(*(float(round(v)) for v in box))
     else:
         whole = box.rounded((row["width"], row["height"]))
-    placed = dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True))
-    stands = all(row[name] == value for name, value in placed.items()) and abs((row["angle_deg"] or 0.0) - angle_deg) < 1e-6
-    row.update(placed, angle_deg=angle_deg, verdict=ACCEPT, reason=None)
+    shown = [row[name] for name in CORNERS]
+    before_grid = [edge + sign * (row[name] or 0) for edge, name, sign in zip(shown, MOVED, (1, 1, -1, -1), strict=True)]
+    kept = earlier is not None and [*whole] == before_grid  # an earlier run has applied this, and cut along the grid of the JPEG
+    stands = (kept or [*whole] == shown) and abs((row["angle_deg"] or 0.0) - angle_deg) < 1e-6
+    row.update(angle_deg=angle_deg, verdict=ACCEPT, reason=None)
+    if not (stands and kept):  # the box is the person's now
+        row.update(zip(CORNERS, map(float, whole), strict=True))
+        row.update(dict.fromkeys(MOVED, 0), adjusted=None)
     if stands and row["crop_uri"] is not None and storage.exists(row["crop_uri"]):
         return
     try:
-        data = storage.read_bytes(row["image_uri"])
+        data, _ = cropping.read(row["image_uri"])
     except OSError as error:
         row.update(verdict=FAILED, reason=f"{row['image_uri']}: cannot be read ({error}).")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cropreg.errors import OutputError
 from cropreg.storage import local, remote
@@ -74,6 +74,31 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     """
     try:
         return (remote if is_remote(uri) else local).create(uri, data)
+    except OSError as error:
+        raise _cannot_write(uri, error) from error
+
+
+def map_bytes(uri: str) -> bytes:
+    """The bytes of a file on this machine, fetched only where they are looked at; they read like bytes, and slices are bytes.
+
+    The file must not shrink while they are in use, or the process ends.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: as :func:`read_bytes`.
+    """
+    return local.mapped(uri)
+
+
+def fill_file(uri: str, fill: Callable[[str], None], *, overwrite: bool) -> bool:
+    """Writes a file of this machine whole, by a function that is given the path to write to; returns whether it is there now.
+
+    It is not when ``overwrite`` is off and another file has that name.
+
+    Raises:
+        OutputError: the place cannot be written, or ``fill`` raised OSError.
+    """
+    try:
+        return local.filled(uri, fill, overwrite=overwrite)
     except OSError as error:
         raise _cannot_write(uri, error) from error
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import heapq
+import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 from cropreg import faults
 from cropreg.errors import InputError
@@ -26,6 +29,41 @@ def read(uri: str) -> bytes:
         raise FileNotFoundError(f"{uri} does not exist")
     with open(path, "rb") as f:
         return f.read()
+
+
+def mapped(uri: str) -> bytes:
+    """A file's bytes without reading them: what is looked at is fetched then.  An empty file is read."""
+    path = local_path(uri)
+    if not os.path.isfile(path) or os.path.getsize(path) == 0:
+        return read(uri)
+    with open(path, "rb") as f:
+        return cast(bytes, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))  # reads like bytes
+
+
+def filled(uri: str, fill: Callable[[str], None], *, overwrite: bool) -> bool:
+    """Lets ``fill`` write a file beside, given its path, and puts it in place; returns whether it is there now.
+
+    Not so when ``overwrite`` is off and another file has its name; one that is the same may stay.
+    """
+    path = local_path(uri)
+    temporary = _new_beside(path)
+    try:
+        faults.trip("write", path)
+        fill(temporary)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return filecmp.cmp(temporary, path, shallow=False)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    _sync_folder(os.path.dirname(path))
+    return True
 
 
 def replace(uri: str, data: bytes) -> None:
@@ -120,9 +158,7 @@ def _entry(item: os.DirEntry[str], prefix: str) -> Entry:
 
 def _write_beside(path: str, data: bytes) -> str:
     """Writes ``data`` to a new hidden file in the folder of ``path``, synced to disk; returns its path."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    temporary = _new_beside(path)
     try:
         faults.trip("write", path)
         with open(temporary, "xb") as f:
@@ -134,6 +170,13 @@ def _write_beside(path: str, data: bytes) -> str:
             os.unlink(temporary)
         raise
     return temporary
+
+
+def _new_beside(path: str) -> str:
+    """The path of a hidden file that is not there yet, in the folder of ``path``, which is made."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
 
 
 def _sync_folder(folder: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cropreg.errors import OutputError, UnreadableImage
 from cropreg.images import DEFAULT_MAX_PIXELS, Header, read_header
 from cropreg.images.containers import riff_chunks
 from cropreg.images.header import COPY_AGAIN, first_line, open_pillow, tiff_number
+from cropreg.images.streamed import import_pyvips
 from cropreg.writing.metadata import (
     Metadata,
     carry_jpeg,
@@ -46,7 +46,8 @@ _PILLOW_TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_VIPS_COMPRESSIONS = {1: "none", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 32773: "packbits"}
+VIPS_COMPRESSIONS = {1: "none", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 32773: "packbits"}
+_WEBP_PIXELS = (b"VP8L", b"VP8 ", b"ANMF")
 _PILLOW_COMPRESSIONS = {
     1: "raw",
     2: "tiff_ccitt",
@@ -146,7 +147,7 @@ def _is_pillows(data: bytes, header: Header) -> bool:
         return header.mode in ("1", "P", "PA")
     if header.format == "TIFF":
         premultiplied = tiff_number(data, 338, 0) == 1  # what libvips does with it depends on its version
-        return premultiplied or header.mode in ("1", "P", "Lab") or tiff_number(data, 259, 1) not in _VIPS_COMPRESSIONS
+        return premultiplied or header.mode in ("1", "P", "Lab") or tiff_number(data, 259, 1) not in VIPS_COMPRESSIONS
     return header.format != "AVIF"
 
 
@@ -216,7 +217,10 @@ def _pillow_options(
             keep_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
             return {**tables, "subsampling": subsampling, "progressive": header.progressive, "keep_rgb": keep_rgb}
         case "WEBP":
-            lossless = any(kind == b"VP8L" for kind, _, _ in riff_chunks(data))
+            chunks = [(kind, at) for kind, at, _ in riff_chunks(data) if kind in _WEBP_PIXELS]
+            kind, at = chunks[0] if chunks else (b"", 0)
+            first = data[at + 16 : at + 20] if kind == b"ANMF" else kind  # a frame of an animation has its own chunks inside
+            lossless = first == b"VP8L"
             options = {"lossless": lossless, "quality": quality or (75 if lossless else 90), "exact": True}  # lossless: effort
             return options | webp_metadata(data, size_wh, metadata)
         case "TIFF":
@@ -255,7 +259,7 @@ def _cut_by_vips(
             written = piece.pngsave_buffer(keep="none", interlace=header.progressive, **few_bits)
             return carry_png(data, written, size_wh, metadata)
         case "TIFF":
-            compression = _VIPS_COMPRESSIONS[tiff_number(data, 259, 1)]
+            compression = VIPS_COMPRESSIONS[tiff_number(data, 259, 1)]
             predictor = "horizontal" if tiff_number(data, 317, 1) == 2 else "none"
             big = math.prod(size_wh) * piece.bands * header.bit_depth / 8 > 3.9e9
             more = {"Q": quality or 95, "predictor": predictor, "bigtiff": big}
@@ -266,15 +270,6 @@ def _cut_by_vips(
     _scrub_fields(piece, original, size_wh, metadata)
     keep = "icc" if metadata == "none" else "all"
     return bytes(piece.heifsave_buffer(compression="av1", Q=quality or 90, bitdepth=max(header.bit_depth, 8), keep=keep))
-
-
-def import_pyvips() -> Any:
-    """The pyvips module, told to use one thread (a cluster runs one worker a core) and to keep no cache."""
-    os.environ.setdefault("VIPS_CONCURRENCY", "1")
-    import pyvips
-
-    pyvips.cache_set_max(0)
-    return pyvips
 
 
 def _turned_by_vips(piece: VipsImage, region: Box, box: Box, angle_deg: float, header: Header) -> VipsImage:

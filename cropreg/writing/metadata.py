@@ -24,10 +24,8 @@ _PNG_COLOURS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"mDCV", b"cLLI", b
 _PNG_TEXTS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _PNG_PICTURE = (b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
-_TIFF_FROM_ORIGINAL = {
-    282,
-    283,
-    296,
+_TIFF_RESOLUTION = {282, 283, 296}  # an encoder makes one up where it is told none
+_TIFF_FROM_ORIGINAL = _TIFF_RESOLUTION | {
     338,
     34675,
 }  # resolution, meaning of the extra channel, ICC: as it was, whatever the encoder wrote
@@ -165,11 +163,11 @@ def scrub_photoshop(resources: bytes, metadata: Metadata) -> bytes:
 
 def carry_jpeg(original: bytes, written: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
     """The JPEG ``written`` without metadata, with what ``original`` has of density, ICC, EXIF, XMP, IPTC and comments."""
-    kept, density = b"", b""
+    kept, density, jfif = b"", b"", b""
     for marker, start, end in jpeg_segments(original):
         body = original[start:end]
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
-            density = body[7:12]
+            density, jfif = body[7:12], _segment(marker, b"", body[:12] + b"\0\0")  # without the thumbnail that may follow
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
             kept += _segment(marker, b"", body)
         elif metadata == "none":
@@ -188,6 +186,9 @@ def carry_jpeg(original: bytes, written: bytes, size_wh: tuple[int, int], metada
         at = end
         if density:
             out[start + 7 : start + 12] = density
+    else:  # encoders leave it out for CMYK and RGB
+        out[at:at] = jfif
+        at += len(jfif)
     out[at:at] = kept
     return bytes(out)
 
@@ -251,19 +252,24 @@ def carry_tiff(original: bytes, written: bytes, size_wh: tuple[int, int], metada
 
     A new first directory is appended that points at the encoder's pixels and at copies of the original's values.
     """
+    tail, at, place = tiff_directory(original, written, size_wh, metadata)
+    return b"".join((written[:at], place, written[at + len(place) :], tail))
+
+
+def tiff_directory(original: bytes, written: bytes, size_wh: tuple[int, int], metadata: Metadata) -> tuple[bytes, int, bytes]:
+    """What makes a TIFF of :func:`carry_tiff`: the bytes to append to ``written``, where its header is to be changed, and into what."""
     source, target = TiffTree.of(original), TiffTree.of(written)
     entries, _ = target.directory(target.first)
-    out = bytearray(written)
-    fields = {tag: (entry.kind, entry.count, target.value(entry)) for tag, entry in entries.items()}
+    out, base = bytearray(), len(written)
+    fields = {tag: (entry.kind, entry.count, target.value(entry)) for tag, entry in entries.items() if tag not in _TIFF_RESOLUTION}
     for tag, entry in source.directory(source.first)[0].items():
         wanted = tag in _TIFF_FROM_ORIGINAL or (metadata != "none" and tag not in _TIFF_LAYOUT)
         if tag == 338 and (338 not in fields or source.number(entry) == 1):
             continue  # premultiplied colours were divided by their alpha when they were read
         if wanted:
-            fields |= _carried(source, entry, target, out, size_wh, metadata)
-    place = _append_directory(out, fields, target)
-    struct.pack_into(target.end + ("Q" if target.is_big else "I"), out, 8 if target.is_big else 4, place)
-    return bytes(out)
+            fields |= _carried(source, entry, target, out, base, size_wh, metadata)
+    place = _append_directory(out, fields, target, base)
+    return bytes(out), 8 if target.is_big else 4, struct.pack(target.end + ("Q" if target.is_big else "I"), place)
 
 
 def _carried(
@@ -271,13 +277,14 @@ def _carried(
     entry: Entry,
     target: TiffTree,
     out: bytearray,
+    base: int,
     size_wh: tuple[int, int],
     metadata: Metadata,
     depth: int = 0,
 ) -> dict[int, tuple[int, int, bytes]]:
     """One tag as {tag: (type, count, bytes in the target's order)}, or {} if it must not or cannot be carried.
 
-    The directory that a pointer leads to is appended to ``out``.
+    The directory that a pointer leads to is appended to ``out``, which will stand in the file from ``base`` on.
     """
     if metadata == "safe" and entry.tag in PRIVATE_TAGS:
         return {}
@@ -286,11 +293,11 @@ def _carried(
         if entry.tag in _TIFF_POINTERS and depth < 3:
             inner: dict[int, tuple[int, int, bytes]] = {}
             for inner_entry in source.directory(source.number(entry))[0].values():
-                inner |= _carried(source, inner_entry, target, out, size_wh, metadata, depth + 1)
+                inner |= _carried(source, inner_entry, target, out, base, size_wh, metadata, depth + 1)
             for tag, pixels in ((0xA002, size_wh[0]), (0xA003, size_wh[1])):
                 if tag in inner:
                     inner[tag] = (4, 1, struct.pack(target.end + "I", pixels))
-            return {entry.tag: (4, 1, struct.pack(target.end + "I", _append_directory(out, inner, target)))}
+            return {entry.tag: (4, 1, struct.pack(target.end + "I", _append_directory(out, inner, target, base)))}
         if entry.tag in (700, 34377):
             value = scrub_xmp(value, size_wh, metadata) if entry.tag == 700 else scrub_photoshop(value, metadata)
             return {entry.tag: (1, len(value), value)}
@@ -304,21 +311,21 @@ def _carried(
     return {}
 
 
-def _append_directory(out: bytearray, fields: dict[int, tuple[int, int, bytes]], target: TiffTree) -> int:
-    """Appends values and directory to ``out``; gives the directory's place."""
+def _append_directory(out: bytearray, fields: dict[int, tuple[int, int, bytes]], target: TiffTree, base: int = 0) -> int:
+    """Appends values and directory to ``out``, which will stand in the file from ``base`` on; gives the directory's place there."""
     inline, entry_code, place_code, count_code = (8, "HHQ", "Q", "Q") if target.is_big else (4, "HHI", "I", "H")
     rows = b""
     for tag, (kind, count, value) in sorted(fields.items()):
         if not count:
             continue
         if len(value) > inline:
-            out += bytes(len(out) & 1)  # values begin at even places
-            place = struct.pack(target.end + place_code, len(out))
+            out += bytes(base + len(out) & 1)  # values begin at even places
+            place = struct.pack(target.end + place_code, base + len(out))
             out += value
             value = place
         rows += struct.pack(target.end + entry_code, tag, kind, count) + value.ljust(inline, b"\0")
-    out += bytes(len(out) & 1)
-    at = len(out)
+    out += bytes(base + len(out) & 1)
+    at = base + len(out)
     out += struct.pack(target.end + count_code, len(rows) // (struct.calcsize("=" + entry_code) + inline)) + rows
     out += bytes(inline)  # no next directory
     return at

@@ -1,0 +1,62 @@
+"""TIFF files too large to be held in memory: read row by row with libvips, from the file itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.errors import UnreadableImage
+from cropreg.images.containers import TiffTree
+from cropreg.images.header import COPY_AGAIN, Header, first_line
+
+LARGE_BYTES = 100_000_000  # of pixels; a whole decode and an encoded crop take some six times as much
+_COMPRESSIONS = (1, 5, 8, 32946, 32773)
+
+
+def import_pyvips() -> Any:
+    """The pyvips module, told to use one thread (a cluster runs one worker a core) and to keep no cache."""
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
+    import pyvips
+
+    pyvips.cache_set_max(0)
+    return pyvips
+
+
+def is_streamed(data: bytes, header: Header) -> bool:
+    """Whether a TIFF is large, and of a kind that is read and cut row by row: grey or RGB, stored upright, in one of the usual ways.
+
+    ``data`` may be a file's bytes as mapped into memory: only its first directory is looked at.
+    """
+    if header.format != "TIFF" or header.mode not in ("L", "RGB") or header.bit_depth not in (8, 16) or header.orientation != 1:
+        return False
+    if header.width * header.height * len(header.mode) * header.bit_depth // 8 < LARGE_BYTES:
+        return False
+    tree = TiffTree.of(data)
+    first, _ = tree.directory(tree.first)
+    photometric, packing, planes = (tree.number(first.get(tag), 1) for tag in (262, 259, 284))
+    return photometric in (1, 2) and packing in _COMPRESSIONS and planes == 1
+
+
+def open_rows(descriptor: int) -> Any:
+    """A picture as libvips reads it from an open file, from top to bottom once; it raises pyvips.Error where the file is damaged."""
+    pyvips = import_pyvips()
+    return pyvips.Image.new_from_source(pyvips.Source.new_from_descriptor(descriptor), "", access="sequential", fail_on="error")
+
+
+def decode_streamed(path: str, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
+    """The means of ``factor`` x ``factor`` cells, (H // factor, W // factor, 3) uint8 RGB, of a file for which :func:`is_streamed` holds.
+
+    Raises:
+        UnreadableImage: it cannot be decoded whole.
+    """
+    w, h = header.width // factor, header.height // factor
+    try:
+        with open(path, "rb") as file:
+            pixels = open_rows(file.fileno()).crop(0, 0, w * factor, h * factor).shrink(factor, factor).numpy()
+    except import_pyvips().Error as error:
+        raise UnreadableImage(name, f"is cut short or damaged ({first_line(error)})", COPY_AGAIN) from error
+    small = (pixels >> 8 if header.bit_depth == 16 else pixels).astype(np.uint8)
+    return small if small.ndim == 3 else np.repeat(small[..., None], 3, axis=2)
