@@ -344,6 +344,14 @@ def test_everything_is_reached_by_tab_and_has_a_name(browser: Any, served: Serve
     assert nameless == 0
 
 
+def test_tab_goes_through_the_header_in_the_order_it_is_read_in(browser: Any, served: Served) -> None:
+    page = opened(browser, served.address)
+    places = page.evaluate(
+        "[...document.querySelectorAll('header button')].map(e => e.getBoundingClientRect()).map(r => [Math.round(r.top), r.left])"
+    )
+    assert len(places) > 5 and places == sorted(places)
+
+
 @pytest.mark.parametrize("size", [(320, 568), (390, 844), (640, 400)], ids=["small phone", "phone", "zoomed to 200%"])
 def test_small_window_shows_everything_without_scrolling_sideways(browser: Any, served: Served, size: tuple[int, int]) -> None:
     page = opened(browser, served.address, has_touch=True, is_mobile=True, screen={"width": size[0], "height": size[1]})

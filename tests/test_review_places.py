@@ -49,6 +49,7 @@ def test_every_other_print_on_a_page_is_found_where_it_lies(tmp_path: Path, coun
     expected = np.array([(x, y, x + 340, y + 300) for x, y in CORNERS[:count]])
     nearest = np.abs(boxes[:, None] - expected).max(axis=2)
     assert sorted(nearest.argmin(axis=1)) == list(range(count)) and nearest.min(axis=1).max() < 0.5
+    assert shrunk < 1 or (boxes == boxes.round()).all(), "of a crop that was only cut out the box is whole"
     assert {suggestion.source for suggestion in there} == {ELSEWHERE}
 
 

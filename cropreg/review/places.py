@@ -37,10 +37,11 @@ def elsewhere(item: Item, max_pixels: int) -> list[Suggestion]:
     found = Found(fit, compare(pair, fit.place, s), "ncc", pair)
     known, made = [own], []
     for start in rivals(original, crop, found, s).places:
-        there = settle(original, crop, replace(found, fit=replace(fit, place=start)), s).place
+        settled = settle(original, crop, replace(found, fit=replace(fit, place=start)), s)
+        there = settled.place
         if all(place.distance_px(there, other, crop.size_wh) > _SAME_PX for other in known):
             known.append(there)
-            x1, y1, x2, y2 = place.to_box(there, crop.size_wh)
+            x1, y1, x2, y2 = (float(round(v, 0 if settled.kept else 4)) for v in place.to_box(there, crop.size_wh))
             made.append(Suggestion(ELSEWHERE, (x1, y1, x2, y2), round(place.angle_deg(there), 2) + 0.0))
     return made
 
