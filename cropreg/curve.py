@@ -1,14 +1,16 @@
 """The learning curve: the same training on an eighth, a quarter and a half of the pairs, and what it says about having more of them.
 
 A power law a - b n^-c with a at most 1 is put through the mean IoU on the test split.  Four points tell its three numbers badly, so the
-answer is what a bootstrap says: test groups are drawn again, and every point is moved by as much as another seed would move it.
+answer is what a bootstrap says: test groups are drawn again, and every point is moved by as much as another seed would move it, or by as
+much as the points miss the law.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from cropreg import checkpoint, report, storage
 from cropreg.champion import ious
 from cropreg.dataset import read_labels
 from cropreg.errors import InputError
-from cropreg.runs import CURVE, PARTIAL
+from cropreg.runs import CURVE, PARTIAL, read_metrics
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 
@@ -41,6 +43,7 @@ class Curve:
         doubling: what twice the pairs would add to the mean IoU: median, and 5% and 95% of the bootstrap.
         wanted: pairs beside those there are for ``STEP_IOU`` more, likewise; None where it takes more than nine times as many, or never.
         law: a, b and c of IoU = a - b (n / pairs)^-c for the drawing, pairs being the most there were.
+        cut_short: one of the trainings ended with its epochs and not by itself; fewer pairs then mean fewer steps as well.
     """
 
     pairs: list[int]
@@ -49,6 +52,7 @@ class Curve:
     doubling: list[float]
     wanted: list[int | None]
     law: list[float]
+    cut_short: bool = False
 
 
 def check(wanted: bool, dataset: BoxDataset, seed: int) -> None:
@@ -78,7 +82,8 @@ def draw(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.d
     pairs = [len(read_labels(dataset, "train", share, settings.seed)) for share, _ in trained]
     judged = np.stack([ious(dataset, checkpoint.best_of(uri), settings, device) for _, uri in trained])
     groups = read_labels(dataset, "test").groups.to_pylist()
-    curve = measure(pairs, judged, groups, np.random.default_rng(settings.seed))
+    cut_short = any(len(read_metrics(uri)) >= settings.max_epochs for _, uri in trained)
+    curve = replace(measure(pairs, judged, groups, np.random.default_rng(settings.seed)), cut_short=cut_short)
     words = in_words(curve)
     storage.write_whole(storage.join(out, f"{CURVE}.png"), report.learning_png(curve.pairs, curve.iou, curve.law, words))
     storage.write_whole(storage.join(out, f"{CURVE}.json"), json.dumps({**asdict(curve), "in_words": words}, indent=1).encode())
@@ -87,15 +92,16 @@ def draw(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.d
 
 def measure(pairs: Sequence[int], judged: NDArray[np.float64], groups: Sequence[str], rng: np.random.Generator) -> Curve:
     """What the IoU (K, N) of K trainings on ``pairs`` (K) pairs, fewest first, judged on the same N pictures, says about more pairs."""
-    means = judged.mean(axis=1)
-    drawn = _drawn_again(judged, groups, rng) + rng.normal(0, SEED_SD, (_RESAMPLINGS, len(pairs)))
-    most = pairs[-1]
-    _, b, c = _laws(np.asarray(pairs) / most, drawn)
+    means, most = judged.mean(axis=1), pairs[-1]
+    times_pairs = np.asarray(pairs) / most
+    law = [float(v[0]) for v in _laws(times_pairs, means[None])]
+    missed = ((means - law[0] + law[1] * times_pairs ** -law[2]) ** 2).sum() / max(len(pairs) - len(law), 1)
+    noise = rng.normal(0, max(SEED_SD, math.sqrt(missed)), (_RESAMPLINGS, len(pairs)))
+    _, b, c = _laws(times_pairs, _drawn_again(judged, groups, rng) + noise)
     doubling = b * (1 - 2.0**-c)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         times = np.where(b > STEP_IOU, (1 - STEP_IOU / b) ** (-1 / c) - 1, np.inf)
     low_to_high = [np.quantile(times, q, method="inverted_cdf") for q in (0.5, 0.05, 0.95)]
-    law = [float(v[0]) for v in _laws(np.asarray(pairs) / most, means[None])]
     return Curve(
         pairs=[int(n) for n in pairs],
         iou=[float(v) for v in means],
@@ -112,10 +118,15 @@ def in_words(curve: Curve) -> str:
     told = f"IoU on {curve.n} test pictures: {points} pairs."
     (_, low, high), (about, fewest, most) = curve.doubling, curve.wanted
     if high < STEP_IOU:
-        return f"{told} Twice as many would add {high:.3f} at the most: more pairs are not what this model lacks."
-    if about is not None and fewest is not None and most is not None and most <= _CERTAIN * fewest:
-        return f"{told} About {about:,} more ({fewest:,} to {most:,}) would add {STEP_IOU:g}, with the same settings."
-    return f"{told} How many more would add {STEP_IOU:g} cannot be told from this; twice as many would add {low:.3f} to {high:.3f}."
+        told += f" Twice as many would add {high:.3f} at the most: more pairs are not what this model lacks."
+    elif about is not None and fewest is not None and most is not None and most <= _CERTAIN * fewest:
+        told += f" About {about:,} more ({fewest:,} to {most:,}) would add {STEP_IOU:g}, with the same settings."
+    else:
+        least = "" if fewest is None else f", but hardly fewer than {fewest:,}"
+        told += f" How many more would add {STEP_IOU:g} cannot be told from this{least}; twice as many would add {low:.3f} to {high:.3f}."
+    if curve.cut_short:
+        told += " Trainings ended with their epochs (--max-epochs), the smaller after fewer steps: more epochs may bring as much."
+    return told
 
 
 def _drawn_again(judged: NDArray[np.float64], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.float64]:
