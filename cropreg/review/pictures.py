@@ -81,7 +81,7 @@ class Pictures:
         return encode_jpeg(np.ascontiguousarray(piece), 92)
 
     def look_elsewhere(self, item: Item) -> None:
-        """Adds the other places where an ambiguous crop fits to what there is to choose from; once, as it costs a part of a match."""
+        """Adds the other places where an ambiguous crop fits to what there is to choose from, once."""
         if item.verdict == AMBIGUOUS and not item.looked:
             with self._decoders:
                 found = places.elsewhere(item, self._max_pixels)

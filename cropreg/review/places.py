@@ -22,7 +22,7 @@ _SAME_PX = 2.0  # of the original: nearer to the matcher's own place it is that 
 def elsewhere(item: Item, max_pixels: int) -> list[Suggestion]:
     """The places where the crop of ``item`` fits about as well as in its box, best first.
 
-    Cost: reading both pictures and a part of a match; a quarter of a second at 12 MP.
+    Cost: reading both pictures and a part of a match; no more than shrinking one of them for the screen.
 
     Raises:
         UnreadableImage: a picture cannot be read any more.
