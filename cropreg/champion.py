@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cropreg import boxes, checkpoint, storage
 from cropreg.dataset import CropDataset
@@ -56,7 +57,7 @@ def contest(dataset: BoxDataset, out: str, settings: TrainSettings, device: torc
         return
     best = checkpoint.best_of(out)
     old = checkpoint.best_of(storage.absolute(settings.champion))
-    new_iou, old_iou = (_ious(dataset, uri, settings, device) for uri in (best, old))
+    new_iou, old_iou = (ious(dataset, uri, settings, device) for uri in (best, old))
     difference, low, high = paired_difference(new_iou, old_iou, _RESAMPLINGS, np.random.default_rng(settings.seed))
     stays = low >= -TOLERATED_IOU
     figures: dict[str, Any] = {
@@ -76,7 +77,8 @@ def contest(dataset: BoxDataset, out: str, settings: TrainSettings, device: torc
     log.info("champion: kept=%s difference=%.4f (95%% %.4f to %.4f) n=%d", figures["kept"], difference, low, high, len(new_iou))
 
 
-def _ious(dataset: BoxDataset, uri: str, settings: TrainSettings, device: torch.device | str) -> Any:
+def ious(dataset: BoxDataset, uri: str, settings: TrainSettings, device: torch.device | str) -> NDArray[np.float64]:
+    """The IoU (N,) of a checkpoint's boxes on the test rows of a dataset, in their order."""
     predictor = Predictor.open(uri, device)
     data = CropDataset(dataset, "test", predictor.info.architecture.image_side, read_from=settings.from_)
     predictions = predictor.predict_all((data.picture(i) for i in range(len(data))), settings.batch_size)

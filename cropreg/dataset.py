@@ -22,6 +22,7 @@ from cropreg.errors import InputError
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
+from cropreg.splits import is_within
 from cropreg.strips import cut_strips, jittered, offsets_between
 
 _STRIPS = 1  # tells the chance of strips from that of frames
@@ -33,7 +34,7 @@ class Labels:
     """The found rows of a box dataset, as columns.
 
     Attributes:
-        pair_ids, original_ids, original_uris: Arrow string arrays (N).
+        pair_ids, original_ids, original_uris, groups: Arrow string arrays (N).
         sizes_wh: (N, 2) int64, upright pixels of the originals.
         boxes_norm: (N, 4) float64, shares of the original.
     """
@@ -41,6 +42,7 @@ class Labels:
     pair_ids: pa.Array
     original_ids: pa.Array
     original_uris: pa.Array
+    groups: pa.Array
     sizes_wh: NDArray[np.int64]
     boxes_norm: NDArray[np.float64]
 
@@ -48,18 +50,36 @@ class Labels:
         return len(self.boxes_norm)
 
 
-def read_labels(dataset: BoxDataset, split: str) -> Labels:
-    """Reads the rows that train or judge: verdict ``found``, of one split or of ``all``; sorted by ``pair_id``."""
-    columns = ["pair_id", "original_id", "original_uri", "original_w", "original_h", "x1", "y1", "x2", "y2", "verdict", "split"]
+def read_labels(dataset: BoxDataset, split: str, share: float = 1.0, seed: int = 0) -> Labels:
+    """Reads the rows that train or judge: verdict ``found``, of one split or of ``all``; sorted by ``pair_id``.
+
+    With a ``share`` below 1 only of so many of the groups; which ones depends on the ``seed``, and a smaller share lies within a larger.
+    """
+    columns = [
+        "pair_id",
+        "original_id",
+        "original_uri",
+        "group",
+        "original_w",
+        "original_h",
+        "x1",
+        "y1",
+        "x2",
+        "y2",
+        "verdict",
+        "split",
+    ]
     table = dataset.pairs(columns)
     keep = pc.equal(table["verdict"], FOUND)
     if split != "all":
         keep = pc.and_(keep, pc.equal(table["split"], split))
     table = table.filter(keep)
+    if share < 1:
+        table = table.filter(pa.array([is_within(group, share, seed) for group in table["group"].to_pylist()], pa.bool_()))
     sizes_wh = np.stack([table[c].to_numpy() for c in ("original_w", "original_h")], 1).astype(np.int64)
     boxes_px = np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
-    pair_ids, original_ids, uris = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri"))
-    return Labels(pair_ids, original_ids, uris, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
+    pair_ids, original_ids, uris, groups = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri", "group"))
+    return Labels(pair_ids, original_ids, uris, groups, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
 
 
 class CropDataset(Dataset[tuple[Any, ...]]):
@@ -81,6 +101,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             (:meth:`set_epoch`) and the row alone, not on who loads it.
         read_from: ``proxies`` or ``originals``.
         strips: give strips, too.
+        share: of the groups, as :func:`read_labels` takes it.
 
     Raises:
         InputError: a row has no proxy, or its picture cannot be read any more.
@@ -99,9 +120,10 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         read_from: Literal["proxies", "originals"] = "proxies",
         seed: int = 0,
         strips: bool = False,
+        share: float = 1.0,
     ) -> None:
         self._strips = strips
-        self.labels = read_labels(dataset, split)
+        self.labels = read_labels(dataset, split, share, seed)
         self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)

@@ -17,12 +17,17 @@ from cropreg.strips import cut_strips
 
 
 class Loaders:
-    """This process's data.  Order depends on seed and epoch alone; the global batches are the same for any number of processes."""
+    """This process's data.  Order depends on seed and epoch alone; the global batches are the same for any number of processes.
 
-    def __init__(self, dataset: BoxDataset, settings: TrainSettings, device: torch.device, rank: int, world: int) -> None:
+    ``share`` of the training groups is read, of the validation rows all.
+    """
+
+    def __init__(
+        self, dataset: BoxDataset, settings: TrainSettings, device: torch.device, rank: int, world: int, share: float = 1.0
+    ) -> None:
         self.train_data = CropDataset(
             dataset, "train", settings.image_side, augment=True, flip=settings.flip, reframe=settings.reframe, color=settings.color,
-            read_from=settings.from_, seed=settings.seed, strips=settings.refine,
+            read_from=settings.from_, seed=settings.seed, strips=settings.refine, share=share,
         )  # fmt: skip
         self._val_data = val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_)
         workers = settings.loader_workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,27 @@ def curves_png(rows: Sequence[Mapping[str, float]]) -> bytes:
         axes.axvline(best, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def learning_png(pairs: Sequence[int], iou: Sequence[float], law: Sequence[float], words: str) -> bytes:
+    """Plots mean IoU over the number of training pairs, and the power law (a, b, c of :mod:`cropreg.curve`) to twice their number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    a, b, c = law
+    x = np.geomspace(pairs[0], 2 * pairs[-1], 100)
+    axes.plot(x, a - b * (x / pairs[-1]) ** -c, color="grey", linestyle=":", label="power law")
+    axes.plot(pairs, iou, "o", label="trained")
+    ticks = [*pairs, 2 * pairs[-1]]
+    axes.set(xscale="log", xlabel="training pairs", ylabel="mean IoU on the test split", xticks=ticks, xticklabels=map(str, ticks))
+    axes.set_xticks([], minor=True)
+    axes.set_title("\n".join(textwrap.wrap(words, 90)), fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

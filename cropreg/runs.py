@@ -28,6 +28,7 @@ from cropreg.settings import TrainSettings
 from cropreg.training import EpochResult, Learner
 
 CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
+CURVE, PARTIAL = "learning_curve", "partial"  # .json and .png; trainings on fewer pairs, until the curve is drawn
 POLL_S = 1.0  # how often the driver looks how far the workers are
 PROGRESS = "progress.json"  # where the first worker leaves word for the driver, while it runs
 FAILED = "failed.json"  # where a worker leaves word of an error that would come again
@@ -35,7 +36,7 @@ JUDGED = "calib.json"  # what training came to on the pictures that teach the mo
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
     *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, JUDGED),
     *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
-    CONTEST,
+    *(CONTEST, PARTIAL, f"{CURVE}.json", f"{CURVE}.png"),
 )
 _State = Literal["new", "begun", "finished"]
 
@@ -68,7 +69,16 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
         )
     theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
     changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
-    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "cpus_per_worker", "loader_workers", "champion"}
+    may_change = {
+        "max_epochs",
+        "patience",
+        "num_workers",
+        "use_gpu",
+        "cpus_per_worker",
+        "loader_workers",
+        "champion",
+        "learning_curve",
+    }
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
@@ -100,10 +110,12 @@ def take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSet
 
 
 def summary_of(out: str, settings: TrainSettings) -> dict[str, Any]:
-    """What a finished run came to, and how it did beside the champion, if there was one."""
+    """What a finished run came to, how it did beside the champion, if there was one, and what its learning curve says."""
     contest = storage.join(out, CONTEST)
     champion = {"champion": json.loads(storage.read_bytes(contest))} if storage.exists(contest) else {}
-    return {**_learned(out, settings), **champion}
+    drawn = storage.join(out, f"{CURVE}.json")
+    curve = {"more_pairs": json.loads(storage.read_bytes(drawn))["in_words"]} if storage.exists(drawn) else {}
+    return {**_learned(out, settings), **curve, **champion}
 
 
 def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:

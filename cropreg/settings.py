@@ -104,6 +104,10 @@ class TrainSettings(Settings):
     champion: str | None = Field(
         None, description="run to compare with on the test split: its model stays unless the new one is not worse"
     )
+    learning_curve: bool = Field(
+        False,
+        description="train on an eighth, a quarter and a half of the pairs as well, and say what more would bring; costs 7/8 more",
+    )
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     resume: bool = Field(False, description="go on from the run's last checkpoint")

@@ -28,6 +28,15 @@ def parse_shares(text: str) -> tuple[float, ...]:
     return tuple(share / 100 for share in shares)
 
 
+def is_within(group: str, share: float, seed: int) -> bool:
+    """Whether a group is in a share of all: by a hash of its own, so that a smaller share lies within a larger one.
+
+    >>> is_within("a", 1.0, 0), is_within("a", 0.0, 0)
+    (True, False)
+    """
+    return int.from_bytes(hashlib.sha256(f"share:{seed}:{group}".encode()).digest()[:8], "big") / 2**64 < share
+
+
 def split_of(group: str, shares: Sequence[float]) -> str:
     """The split of a group: the same for the same name and shares, whatever else there is.
 

@@ -57,7 +57,7 @@ def test_worse_model_goes_beside_and_the_champion_takes_its_place(
     def ious(dataset: BoxDataset, uri: str, *rest: Any) -> Any:
         return np.full(6, judged[next(name for name in judged if name in uri)])
 
-    monkeypatch.setattr(champion, "_ious", ious)
+    monkeypatch.setattr(champion, "ious", ious)
     other = plain.model_copy(update={"champion": str(first), "seed": 5})
     judged.update(first=0.9, second=0.8, third=0.898)
     lost = train.run(str(tmp_path / "boxes"), out=str(second), settings=other)["champion"]

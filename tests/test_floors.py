@@ -78,6 +78,7 @@ PLACES = [
     Place("interchange", heavy=("pyarrow",)),
     Place("export", heavy=TORCH, late=("onnx", "onnxruntime", "onnxscript")),
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),
+    Place("curve", heavy=TORCH),
     Place("review", heavy=("cv2", "pyarrow", "fastapi", "uvicorn")),
     # 7 pipelines: one file a verb; they never import each other
     Place("pipelines", heavy=("cv2", "pyarrow", "uvicorn", *TORCH, *RAY), late=("PIL",)),

@@ -405,6 +405,13 @@ def test_picture_that_is_gone_is_an_error_that_names_it(send: Client, session: S
     assert picture(send("GET", f"api/picture/{item.id}/small")).size, "the dataset's own copy is there still"
 
 
+def test_other_places_of_a_crop_that_is_gone_are_an_error_that_names_it(send: Client) -> None:
+    ambiguous = next(row[0] for row in send("GET", "api/queue").json()["items"] if row[2] == "ambiguous")
+    answer = send("GET", f"api/places/{ambiguous}")
+    assert answer.status_code == 404 and "/0000.png" in answer.json()["detail"]
+    assert send("GET", "api/places/nobody").status_code == 404
+
+
 def test_pictures_kept_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cropreg.review import pictures
 

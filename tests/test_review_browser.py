@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import framed_print, save
+from conftest import framed_print, save, textured
 
 from cropreg import reviews
 from cropreg.schema import PAIRS, PREDICTIONS, BoxDataset, Part, commit_manifest, parquet_bytes
@@ -343,15 +344,97 @@ def test_everything_is_reached_by_tab_and_has_a_name(browser: Any, served: Serve
     assert nameless == 0
 
 
-@pytest.mark.parametrize("size", [(390, 844), (640, 400)], ids=["phone", "zoomed to 200%"])
+def test_tab_goes_through_the_header_in_the_order_it_is_read_in(browser: Any, served: Served) -> None:
+    page = opened(browser, served.address)
+    places = page.evaluate(
+        "[...document.querySelectorAll('header button')].map(e => e.getBoundingClientRect()).map(r => [Math.round(r.top), r.left])"
+    )
+    assert len(places) > 5 and places == sorted(places)
+
+
+@pytest.mark.parametrize("size", [(320, 568), (390, 844), (640, 400)], ids=["small phone", "phone", "zoomed to 200%"])
 def test_small_window_shows_everything_without_scrolling_sideways(browser: Any, served: Served, size: tuple[int, int]) -> None:
-    page = opened(browser, served.address, has_touch=True)
+    page = opened(browser, served.address, has_touch=True, is_mobile=True, screen={"width": size[0], "height": size[1]})
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.keyboard.press("ArrowLeft")  # the longest word on the button
+    seen = "e => { const r = e.getBoundingClientRect(); return r.left >= 0 && r.right <= innerWidth && r.bottom <= innerHeight }"
+    for name in ("stage", "verdict", "name", "accept", "reject", "skip", "undo"):
+        assert page.locator(f"#{name}").evaluate(seen), f"{name} is there without scrolling"
     before = shown(page)
     page.locator("#skip").tap()
     until(page, "b => document.getElementById('name').textContent !== b", before)
+    page.locator("#open-sheet").tap()
+    page.wait_for_selector("#cards[data-ready]")
+    assert page.evaluate("[...document.querySelectorAll('.card')].every(e => e.getBoundingClientRect().right <= innerWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_stands_out_from_what_is_behind_it(browser: Any, served: Served, scheme: str) -> None:
+    page = opened(browser, served.address, color_scheme=scheme)
+    assert page.evaluate(_PALE) == []
+    page.keyboard.press("?")
+    assert page.evaluate(_PALE) == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.wait_for_selector("#cards[data-ready]")
+    page.keyboard.press(" ")
+    assert page.evaluate(_PALE) == []
+
+
+_PALE = """() => {  // texts whose contrast is below 4.5 (WCAG 2.2, 1.4.3)
+  const light = (c) => [.2126, .7152, .0722].reduce((sum, w, i) => {
+    const v = c[i] / 255;
+    return sum + w * (v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  }, 0);
+  const color = (text) => [...text.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const over = (top, alpha, back) => back.map((v, i) => top[i] * alpha + v * (1 - alpha));
+  const pale = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const speaks = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!speaks || !e.checkVisibility() || e.closest('.unseen, button:disabled, .stage')) continue;
+    let [back, opacity] = [[255, 255, 255], 1];
+    const chain = [];
+    for (let p = e; p; p = p.parentElement) chain.unshift(getComputedStyle(p));
+    for (const style of chain) {
+      const c = color(style.backgroundColor);
+      back = over(c, c[3], back);
+      opacity *= Number(style.opacity);
+    }
+    const c = color(getComputedStyle(e).color);
+    const [dark, bright] = [light(back), light(over(c, c[3] * opacity, back))].sort((a, b) => a - b);
+    if ((bright + .05) / (dark + .05) < 4.5) pale.push(`${e.tagName} ${e.id} ${e.textContent.trim()}`);
+  }
+  return pale;
+}"""
+
+
+def test_other_places_of_an_ambiguous_crop_are_chosen_with_one_key(browser: Any, boxes: Path, tmp_path: Path) -> None:
+    page_px = np.full((400, 620, 3), 235, np.uint8)
+    for x in (20, 320):
+        page_px[60:320, x : x + 280] = textured(5, 280, 260)
+    page_px = np.clip(page_px + np.random.default_rng(1).normal(0, 1.5, page_px.shape), 0, 255).astype(np.uint8)
+    row = BoxDataset.open(str(boxes)).pairs().to_pylist()[0]
+    row.update(verdict="ambiguous", original_w=620, original_h=400, crop_w=280, crop_h=260, x1=20.0, y1=60.0, x2=300.0, y2=320.0)
+    save(page_px, Path(row["original_uri"]).with_name("twice.png"))
+    save(page_px[60:320, 320:600], Path(row["crop_uri"]))
+    row["original_uri"] = str(Path(row["original_uri"]).with_name("twice.png"))
+    data = parquet_bytes([row], PAIRS)
+    (boxes / "pairs/part-c.parquet").write_bytes(data)
+    dataset = BoxDataset.open(str(boxes))
+    parts = [Part.of("pairs", "pairs/part-c.parquet", 1, data), *dataset.parts("proxies")]
+    commit_manifest(str(boxes), parts, config={}, counts={}, parent=dataset.number, version="0")
+    served = Served(boxes)
+    page = opened(browser, served.address)
+    until(page, "document.getElementById('choices').textContent.includes('Another place that fits')")
+    press(page, "2")
+    assert edge(page, "x1") == pytest.approx(320, abs=0.5)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#done:not([hidden])")
+    assert kept(boxes)["0000"].box == pytest.approx((320, 60, 600, 320), abs=0.5)
+    assert page.complaints == []
+    served.stop(signal.SIGKILL)
 
 
 def test_by_touch(browser: Any, served: Served, boxes: Path) -> None:

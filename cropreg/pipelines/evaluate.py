@@ -18,6 +18,7 @@ from cropreg.evaluation import evaluate, table
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictions, Predictor
+from cropreg.runs import CURVE
 from cropreg.schema import BoxDataset, fingerprint
 from cropreg.settings import EvaluateSettings
 
@@ -119,9 +120,9 @@ def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset,
     order = np.argsort(-iou, kind="stable")
     count = min(_SHOWN, len(order))
     pictures: dict[str, tuple[str, bytes]] = {}
-    curves = storage.join(run_uri, "curves.png")
-    if storage.exists(curves):
-        pictures["Training"] = ("image/png", storage.read_bytes(curves))
+    for title, file in (("Training", "curves.png"), ("Learning curve", f"{CURVE}.png")):
+        if storage.exists(drawn := storage.join(run_uri, file)):
+            pictures[title] = ("image/png", storage.read_bytes(drawn))
     for name, rows in (("worst", order[-count:][::-1]), ("best", order[:count])):
         examples = [
             report.Example(

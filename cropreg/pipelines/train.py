@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from cropreg import calibration, champion, checkpoint, report, runs, storage
+from cropreg import calibration, champion, checkpoint, curve, report, runs, storage
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
@@ -44,6 +44,7 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
     counts = _count_rows(dataset, settings.num_workers)
     champion.check(settings.champion, counts)
+    curve.check(settings.learning_curve, dataset, settings.seed)
     if settings.batch_size % max(settings.num_workers, 1):
         raise UsageError(f"--batch-size {settings.batch_size} must be a multiple of --num-workers {settings.num_workers}.")
     if settings.batch_size // max(settings.num_workers, 1) < 2:
@@ -80,13 +81,23 @@ def _train(
             "image_side=%d is more than the %d px of the proxies: match with a larger --proxy-long-px, or use --from originals",
             settings.image_side, _seen_px(dataset, settings),
         )  # fmt: skip
-    steps = settings.max_epochs * math.ceil(num_train / settings.batch_size)
-    with Progress("train", steps, "steps") as progress:
-        if settings.num_workers == 0:
-            _learn(dataset, out, settings, torch.device("cuda" if use_gpu else "cpu"), progress)
-        else:
-            _fit_on_cluster(dataset, out, settings, address, progress)
-    champion.contest(dataset, out, settings, "cuda" if torch.cuda.is_available() and use_gpu else "cpu")
+    device = "cuda" if torch.cuda.is_available() and use_gpu else "cpu"
+
+    def learn(place: str, share: float = 1.0) -> None:
+        steps = settings.max_epochs * math.ceil(share * num_train / settings.batch_size)
+        with Progress("train" if share == 1 else f"train on {share:.3g} of the pairs", steps, "steps") as progress:
+            if settings.num_workers == 0:
+                _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share)
+            else:
+                _fit_on_cluster(dataset, place, settings, address, progress, share)
+
+    learn(out)
+    if settings.learning_curve:
+        for share in curve.SHARES:
+            storage.make_folder(curve.place_of(out, share))
+            learn(curve.place_of(out, share), share)
+        curve.draw(dataset, out, settings, device)
+    champion.contest(dataset, out, settings, device)
     rows = runs.read_metrics(out)
     storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
     return runs.summary_of(out, settings)
@@ -105,7 +116,9 @@ def _count_rows(dataset: BoxDataset, num_workers: int) -> dict[str, int]:
     return counts
 
 
-def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress) -> None:
+def _fit_on_cluster(
+    dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress, share: float
+) -> None:
     """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -127,7 +140,7 @@ def _fit_on_cluster(dataset: BoxDataset, out: str, settings: TrainSettings, addr
         )  # fmt: skip
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"dataset": dataset, "out": out, "settings": settings.model_dump()},
+        train_loop_config={"dataset": dataset, "out": out, "settings": settings.model_dump(), "share": share},
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_each}),
         run_config=RunConfig(
@@ -175,20 +188,22 @@ def _worker(config: dict[str, Any]) -> None:
     if runs.left_word(config["out"]):
         return
     try:
-        _learn(config["dataset"], config["out"], TrainSettings(**config["settings"]), get_device())
+        _learn(config["dataset"], config["out"], TrainSettings(**config["settings"]), get_device(), None, config["share"])
     except CropregError as error:
         runs.leave_word(config["out"], error)
         raise
 
 
-def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None = None) -> None:
-    """The whole of learning in one process of one or several.
+def _learn(
+    dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None, share: float
+) -> None:
+    """The whole of learning, on a share of the training groups, in one process of one or several.
 
     ``progress`` is told directly when this is the user's own process; others leave word in the run folder.
     """
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = Loaders(dataset, settings, device, rank, world)
+    batches = Loaders(dataset, settings, device, rank, world, share)
     architecture = Architecture(
         head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine
     )

@@ -134,6 +134,12 @@ def make(session: Session, token: str, port: int) -> Callable[[Scope, Receive, S
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 
+    @app.get("/api/places/{item_id}")
+    async def places(item_id: str) -> dict[str, Any]:
+        item = item_of(item_id)
+        await asyncio.get_running_loop().run_in_executor(decoders, session.pictures.look_elsewhere, item)
+        return detail(session, item)
+
     @app.post("/api/decisions")
     async def decide(request: Request) -> list[dict[str, Any]]:
         if request.headers.get("content-type", "").split(";")[0] != "application/json":

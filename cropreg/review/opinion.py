@@ -19,14 +19,13 @@ from cropreg.errors import CropregError, UnreadableImage
 from cropreg.images import decode_color
 from cropreg.prediction import Predictor, SmallPicture, read_small
 from cropreg.proxies import Proxies
-from cropreg.review.queue import COLUMNS, Item, Suggestion, far_from_model
+from cropreg.review.queue import COLUMNS, MODEL, Item, Suggestion, far_from_model
 from cropreg.review.session import Session
 from cropreg.schema import BoxDataset
 
 log = logging.getLogger(__name__)
 
 _BATCH = 8
-_SOURCE = "the model's box"
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,7 @@ def ask(session: Session, predictor: Predictor, dataset: BoxDataset | None, stop
 
 def _suggest(item: Item, small: SmallPicture, box_norm: NDArray[np.float64], limits: NDArray[np.float64]) -> None:
     x1, y1, x2, y2 = (float(v) for v in small.to_original(box_norm).round())
-    kept = item.suggestions
-    item.suggestions = kept[: 1 if item.box is not None else 0]
-    item.suggest(Suggestion(_SOURCE, (x1, y1, x2, y2)))
-    for suggestion in kept:
-        item.suggest(suggestion)
+    item.suggest(Suggestion(MODEL, (x1, y1, x2, y2)))
     if item.bands is None:
         item.bands = _bands(small, limits)
 

@@ -16,7 +16,9 @@ from cropreg import storage
 from cropreg.errors import UnreadableImage
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color, decode_reduced, encode_jpeg, read_header
 from cropreg.proxies import Proxies
+from cropreg.review import places
 from cropreg.review.queue import Item
+from cropreg.schema import AMBIGUOUS
 
 import cv2  # isort: skip  (after cropreg.images, which sets its limits)
 
@@ -77,6 +79,15 @@ class Pictures:
         if not piece.size:
             raise ValueError("this region lies outside the picture")
         return encode_jpeg(np.ascontiguousarray(piece), 92)
+
+    def look_elsewhere(self, item: Item) -> None:
+        """Adds the other places where an ambiguous crop fits to what there is to choose from, once."""
+        if item.verdict == AMBIGUOUS and not item.looked:
+            with self._decoders:
+                found = places.elsewhere(item, self._max_pixels)
+            item.looked = True
+            for suggestion in found:
+                item.suggest(suggestion)
 
     def _full(self, uri: str) -> Pixels:
         with self._decoders:

@@ -33,13 +33,17 @@ _CHUNK = 50_000  # rows whose windows are in memory at a time
 _LEAST_SD = 0.01  # shares of the side: a habit more even than this would make every label suspicious
 _SAME_IOU = 0.995
 _MAX_SUGGESTIONS = 3
+MATCHER, DECIDED, ELSEWHERE, MODEL, NEIGHBOURS, MEDIAN = SOURCES = (  # of boxes to choose from, the most telling first
+    *("the matcher's place", "the box as decided", "another place that fits"),
+    *("the model's box", "its neighbours' box", "the median box"),
+)
 
 Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A box to choose with one key, px of the upright original, and where it comes from."""
+    """A box to choose with one key, px of the upright original, and where it comes from: one of ``SOURCES``."""
 
     source: str
     box: Corners
@@ -58,6 +62,7 @@ class Item:
         tier: 0 before 1 before 2; within a tier the greatest ``benefit`` (0..1) comes first.
         box, angle_deg: None where there is no place; px of the upright original.
         bands: lowest and highest place of left, top, right, bottom, px; None where unknown.
+        looked: whether other places of an ambiguous crop have been looked for.
     """
 
     key: str
@@ -75,19 +80,24 @@ class Item:
     stamp: str | None
     bands: tuple[tuple[float, float], ...] | None = None
     suggestions: list[Suggestion] = field(default_factory=list)
+    looked: bool = False
     id: str = ""
 
     def __post_init__(self) -> None:
         self.id = hashlib.sha256(self.key.encode()).hexdigest()[:16]
 
     def suggest(self, suggestion: Suggestion) -> None:
-        """Adds a box to choose from, unless one like it is there or the keys have run out."""
+        """Adds a box to choose from, in the order of ``SOURCES``; of those that are alike, and when keys run out, the first stay."""
         x1, y1, x2, y2 = suggestion.box
         width, height = self.size_wh
         box = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        same = any(_overlap(box, known.box) > _SAME_IOU for known in self.suggestions)
-        if not same and len(self.suggestions) < _MAX_SUGGESTIONS and box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
-            self.suggestions.append(Suggestion(suggestion.source, box, suggestion.angle_deg))
+        if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+            return
+        ranked = sorted(
+            [*self.suggestions, Suggestion(suggestion.source, box, suggestion.angle_deg)], key=lambda s: SOURCES.index(s.source)
+        )
+        distinct = [s for n, s in enumerate(ranked) if not any(_overlap(s.box, known.box) > _SAME_IOU for known in ranked[:n])]
+        self.suggestions = distinct[:_MAX_SUGGESTIONS]
 
 
 def of_labels(dataset: BoxDataset) -> list[Item]:
@@ -115,10 +125,10 @@ def of_labels(dataset: BoxDataset) -> list[Item]:
         items.append((item, middle))
     for item, middle in items:
         if item.box is not None:
-            item.suggest(Suggestion("the matcher's place", item.box, item.angle_deg))
+            item.suggest(Suggestion(MATCHER, item.box, item.angle_deg))
         if labels.count:
-            item.suggest(Suggestion("its neighbours' box", _to_px(middle, item.size_wh)))
-            item.suggest(Suggestion("the median box", _to_px(labels.median, item.size_wh)))
+            item.suggest(Suggestion(NEIGHBOURS, _to_px(middle, item.size_wh)))
+            item.suggest(Suggestion(MEDIAN, _to_px(labels.median, item.size_wh)))
     return _named([item for item, _ in items])
 
 
@@ -144,10 +154,10 @@ def of_predictions(rows: Sequence[dict[str, Any]]) -> list[Item]:
             bands=None if any(v is None for pair in bounds for v in pair) else tuple(bounds),
         )  # fmt: skip
         assert item.box is not None
-        item.suggest(Suggestion("the box as decided" if row["reviewed_by"] else "the model's box", item.box, item.angle_deg))
+        item.suggest(Suggestion(DECIDED if row["reviewed_by"] else MODEL, item.box, item.angle_deg))
         if kept.count:
-            item.suggest(Suggestion("its neighbours' box", _to_px(kept.around(row["image_uri"]), item.size_wh)))
-            item.suggest(Suggestion("the median box", _to_px(kept.median, item.size_wh)))
+            item.suggest(Suggestion(NEIGHBOURS, _to_px(kept.around(row["image_uri"]), item.size_wh)))
+            item.suggest(Suggestion(MEDIAN, _to_px(kept.median, item.size_wh)))
         items.append(item)
     return _named(items)
 
@@ -179,8 +189,8 @@ def far_from_model(row: dict[str, Any], predicted_norm: NDArray[np.float64], lim
     item = _label(row, SUSPICIOUS, why)
     item.tier, item.benefit = 1, 1 - 1 / float(times[edge])
     assert item.box is not None
-    item.suggest(Suggestion("the matcher's place", item.box, item.angle_deg))
-    item.suggest(Suggestion("the model's box", _to_px(predicted_norm, size_wh)))
+    item.suggest(Suggestion(MATCHER, item.box, item.angle_deg))
+    item.suggest(Suggestion(MODEL, _to_px(predicted_norm, size_wh)))
     return item
 
 

@@ -76,6 +76,10 @@ function show(id) {
 function arrived(id, name) {
   if (id !== queue.current) return;
   if (name === "detail") return show(id);
+  if (name === "places") {
+    showChoices(current());
+    return showBox();
+  }
   showPictures(id);
 }
 
@@ -354,7 +358,9 @@ async function openSheet() {
   $("open-sheet").setAttribute("aria-pressed", "true");
   delete $("cards").dataset.ready;
   try {
-    await sheet.show(queue.rows.filter((row) => row.hasBox && row.state === "open" && queue.passes(row)), facts.kind);
+    // What the matcher took for another picture is not accepted by the dozen, unless it was asked for by its filter.
+    const fit = (row) => row.hasBox && row.state === "open" && queue.passes(row) && (row.verdict !== "no_match" || queue.filter !== "all");
+    await sheet.show(queue.rows.filter(fit), facts.kind);
   } catch (error) {
     tell("error", error.message, true);
   }

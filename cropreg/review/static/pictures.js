@@ -1,4 +1,4 @@
-// Pictures in advance: of the current item and the next ten, first the small one of each, then the sharp one.
+// Pictures in advance: of the current item and the next ten, first the small one of each, then the sharp one; and where else a crop fits.
 
 import * as server from "./server.js";
 
@@ -54,9 +54,9 @@ export class Pictures {
     const list = ids.slice(0, AHEAD + 1);
     const missing = list.filter((id) => !this.of(id).detail);
     const [first, ...rest] = list;
-    const jobs = [[first, "small"], [first, "crop"], [first, "sharp"], ...rest.slice(0, 2).map((id) => [id, "small"])];
+    const jobs = [[first, "small"], [first, "crop"], [first, "places"], [first, "sharp"], ...rest.slice(0, 2).map((id) => [id, "small"])];
     for (const id of rest) jobs.push([id, "small"]);
-    for (const id of rest) jobs.push([id, "sharp"], [id, "crop"]);
+    for (const id of rest) jobs.push([id, "places"], [id, "sharp"], [id, "crop"]);
     this.wanted = jobs;
     if (missing.length) {
       try {
@@ -77,14 +77,23 @@ export class Pictures {
       const held = this.held.get(id);
       if (!held?.detail || held[name] || held.coming?.[name]) continue;
       if (name === "crop" && !held.detail.has_crop) continue;
-      const path = { small: server.smallOf(id), sharp: server.screenOf(id, this.long), crop: server.cropOf(id, CROP_PX) }[name];
+      if (name === "places" && held.detail.verdict !== "ambiguous") continue;
+      const get = {
+        small: () => server.bitmap(server.smallOf(id)),
+        sharp: () => server.bitmap(server.screenOf(id, this.long)),
+        crop: () => server.bitmap(server.cropOf(id, CROP_PX)),
+        places: async () => {
+          const { suggestions } = await server.places(id);
+          held.detail = { ...held.detail, suggestions };
+          return true;
+        },
+      }[name];
       held.coming = { ...held.coming, [name]: true };
       this.running += 1;
-      server
-        .bitmap(path)
-        .then((image) => {
-          if (held.gone) return image.close();
-          held[name] = image;
+      get()
+        .then((got) => {
+          if (held.gone) return got.close?.();
+          held[name] = got;
           this.arrived(id, name);
         })
         .catch((error) => {

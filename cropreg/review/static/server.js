@@ -32,6 +32,8 @@ export const queue = async () => (await ask("api/queue")).json();
 export const news = async (since) => (await ask(`api/news?since=${since}`)).json();
 export const items = async (ids) => (await ask(`api/items?ids=${ids.join(",")}`)).json();
 
+export const places = async (id) => (await ask(`api/places/${id}`)).json();
+
 export const decide = async (decisions) =>
   (
     await ask("api/decisions", {
