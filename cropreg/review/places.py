@@ -13,7 +13,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.register import register
 from cropreg.matching.rivals import rivals
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import settle
+from cropreg.matching.settle import kept_or_free, settle
 from cropreg.review.queue import ELSEWHERE, Item, Suggestion
 
 _SAME_PX = 2.0  # of the original: nearer to the matcher's own place it is that place
@@ -37,9 +37,10 @@ def elsewhere(item: Item, max_pixels: int) -> list[Suggestion]:
     found = Found(fit, compare(pair, fit.place, s), "ncc", pair)
     known, made = [own], []
     for start in rivals(original, crop, found, s).places:
-        settled = settle(original, crop, replace(found, fit=replace(fit, place=start)), s)
+        other = replace(found, fit=replace(fit, place=start))
+        settled = settle(original, crop, *kept_or_free(original, crop, other, s), s)
         there = settled.place
-        if all(place.distance_px(there, other, crop.size_wh) > _SAME_PX for other in known):
+        if all(place.distance_px(there, seen, crop.size_wh) > _SAME_PX for seen in known):
             known.append(there)
             x1, y1, x2, y2 = (float(round(v, 0 if settled.kept else 4)) for v in place.to_box(there, crop.size_wh))
             made.append(Suggestion(ELSEWHERE, (x1, y1, x2, y2), round(place.angle_deg(there), 2) + 0.0))
