@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cropreg import boxes, checkpoint, storage
+from cropreg.cache import Cache
 from cropreg.dataset import CropDataset
 from cropreg.errors import InputError
 from cropreg.metrics import paired_difference
@@ -78,6 +79,7 @@ def contest(dataset: BoxDataset, out: str, settings: TrainSettings, device: torc
 
 def _ious(dataset: BoxDataset, uri: str, settings: TrainSettings, device: torch.device | str) -> Any:
     predictor = Predictor.open(uri, device)
-    data = CropDataset(dataset, "test", predictor.info.architecture.image_side, read_from=settings.from_)
+    cache = Cache(settings.cache_dir, settings.cache_gb)
+    data = CropDataset(dataset, "test", predictor.info.architecture.image_side, read_from=settings.from_, cache=cache)
     predictions = predictor.predict_all((data.picture(i) for i in range(len(data))), settings.batch_size)
     return boxes.iou(predictions.boxes_norm, data.labels.boxes_norm)

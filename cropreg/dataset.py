@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from cropreg import boxes, storage
 from cropreg.augment import into_window, reframed_window
+from cropreg.cache import Cache
 from cropreg.errors import InputError
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.proxies import Proxies
@@ -81,6 +82,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             (:meth:`set_epoch`) and the row alone, not on who loads it.
         read_from: ``proxies`` or ``originals``.
         strips: give strips, too.
+        cache: where proxies on an object store are kept on this machine; by default the user's own folder.
 
     Raises:
         InputError: a row has no proxy, or its picture cannot be read any more.
@@ -99,6 +101,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         read_from: Literal["proxies", "originals"] = "proxies",
         seed: int = 0,
         strips: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         self._strips = strips
         self.labels = read_labels(dataset, split)
@@ -106,7 +109,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
         )  # what matching took, training takes
-        self._proxies = Proxies(dataset) if read_from == "proxies" else None
+        self._proxies = Proxies(dataset, cache) if read_from == "proxies" else None
         self._positions = self._proxies.locate(self.labels.original_ids) if self._proxies else None
         if self._positions is not None and (self._positions < 0).any():
             missing = self.labels.original_uris[int(np.argmin(self._positions))]

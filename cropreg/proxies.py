@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cropreg import storage
+from cropreg.cache import Cache
 from cropreg.errors import InputError
 from cropreg.schema import BoxDataset
 
@@ -19,12 +18,19 @@ from cropreg.schema import BoxDataset
 class Proxies:
     """The small JPEG copies of a dataset, memory-mapped: any one is read without its neighbours.
 
-    Parts on an object store are fetched once into a folder of this machine, checked, and mapped from there.
+    Parts on an object store are fetched once into ``cache``, a folder of this machine (by default the user's own), and mapped from there.
+
+    Raises:
+        UsageError: the proxies are on an object store and more than the cache may hold.
     """
 
-    def __init__(self, dataset: BoxDataset) -> None:
+    def __init__(self, dataset: BoxDataset, cache: Cache | None = None) -> None:
         self._dataset = dataset
         self._parts = dataset.parts("proxies")
+        self._cache = None
+        if storage.is_remote(dataset.uri):
+            self._cache = cache or Cache()
+            self._cache.check_room(self._parts)
         self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
         self._open: dict[int, pa.Table] = {}
 
@@ -44,19 +50,15 @@ class Proxies:
         if index not in self._open:
             part = self._parts[index]
             uri = storage.join(self._dataset.uri, part.file)
-            path = self._fetched(index) if storage.is_remote(uri) else storage.local_path(uri)
+            if self._cache is not None:
+                path = self._cache.path_of(part, lambda: self._dataset.read_part(part))
+            else:
+                path = storage.local_path(uri)
             try:
                 self._open[index] = pa.ipc.open_file(pa.memory_map(path)).read_all()
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"{uri}: this file of proxies cannot be read ({error}). Restore it, or match again.") from error
         return self._open[index]
-
-    def _fetched(self, index: int) -> str:
-        part = self._parts[index]
-        path = os.path.join(tempfile.gettempdir(), f"cropreg-proxies-{os.getuid()}", part.sha256)
-        if not os.path.exists(path):
-            storage.write_whole(path, self._dataset.read_part(part))
-        return path
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a memory map does not travel between processes; each opens its own

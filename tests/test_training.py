@@ -45,6 +45,9 @@ class Made:
         order = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(epoch))
         return [(self.images[rows], self.boxes[rows], rows) for rows in order.split(self.size)]
 
+    def rows_of(self, step: int) -> int:
+        return min(self.size, len(self.boxes) - step * self.size)
+
     def val(self) -> Iterable[Batch]:
         rows = torch.arange(len(self.boxes))
         return [(self.images[part], self.boxes[part], part) for part in rows.split(self.size_val)]
