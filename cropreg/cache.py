@@ -61,7 +61,8 @@ class Cache:
                 if not _holds(path, part):  # another process was quicker
                     self._make_room(part.bytes)
                     storage.write_whole(str(path), fetch())
-        os.utime(path)  # used just now
+        with contextlib.suppress(FileNotFoundError):  # thrown out already: too little room for all who use this
+            os.utime(path)  # used just now
         return str(path)
 
     def _make_room(self, wanted: int) -> None:
@@ -95,13 +96,13 @@ class Cache:
 
 
 def _holds(path: Path, part: Part) -> bool:
-    """Whether a file holds the bytes of a part: another process, or a failing disk, may have left something else."""
+    """Whether a file is there and holds the bytes of a part: a failing disk, or a hand, may have left something else."""
     try:
         if path.stat().st_size != part.bytes:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
-    except FileNotFoundError:
+    except OSError:  # not there; or not to be read, and then not to be written either, which says so
         return False
 
 
