@@ -60,6 +60,8 @@ def read_labels(dataset: BoxDataset, split: str) -> Labels:
     sizes_wh = np.stack([table[c].to_numpy() for c in ("original_w", "original_h")], 1).astype(np.int64)
     boxes_px = np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
     pair_ids, original_ids, uris = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri"))
+    del table, keep
+    pa.default_memory_pool().release_unused()  # reading a large table leaves several times its size with Arrow, for the whole training
     return Labels(pair_ids, original_ids, uris, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
 
 
