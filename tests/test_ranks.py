@@ -14,9 +14,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from cropreg import checkpoint, runs
 from cropreg.errors import ModelError
 from cropreg.loading import Loaders, Steps
 from cropreg.model import Architecture, CropRegressor
+from cropreg.pipelines import train
 from cropreg.pipelines.train import synchronised
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
@@ -108,6 +110,23 @@ def diverge(boxes: str, rank: int, world: int) -> str:
 def test_every_process_names_the_pair_that_spoiled_the_step(made_boxes: Path, tmp_path: Path) -> None:
     said = over(2, tmp_path, diverge, str(made_boxes))
     assert said[0] == said[1] and said[0].count(",") <= 1, "that pair alone"
+
+
+def whole_run(boxes: str, out: str, rank: int, world: int) -> int:
+    """All that a training worker does, but for Ray."""
+    settings = SETTINGS.model_copy(update={"max_epochs": 2, "weights": "none", "refine": True, "num_workers": 2})
+    train._learn(BoxDataset.open(boxes), out, settings, torch.device("cpu"))
+    return rank
+
+
+@pytest.mark.long
+def test_first_process_alone_records_the_run_and_it_can_be_used(made_boxes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert over(2, tmp_path, whole_run, str(made_boxes), str(run)) == [0, 1]
+    assert [row["epoch"] for row in runs.read_metrics(str(run))] == [0, 1]
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    _, info = checkpoint.load(str(run / "checkpoints/best"))
+    assert info.calibration is not None and info.epoch in (0, 1)
 
 
 @pytest.mark.parametrize("rows", [7, 10, 11, 41, 412])

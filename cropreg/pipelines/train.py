@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from cropreg import calibration, champion, checkpoint, report, runs, storage, tracking
 from cropreg.cache import Cache
@@ -227,10 +228,7 @@ def _learn(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch
     core = synchronised(core, device, world).to(device).to(memory_format=torch.channels_last)
     model: torch.nn.Module = core
     if world > 1:
-        from ray.train.torch import prepare_model
-
-        model = prepare_model(core)
-        core = cast(CropRegressor, model.module)
+        model = DistributedDataParallel(core, device_ids=[device] if device.type == "cuda" else None)
     if settings.compile:
         _check_compiler(device)
         model = cast(torch.nn.Module, torch.compile(model))
