@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cropreg import boxes, checkpoint, storage
+from cropreg.cache import Cache
 from cropreg.dataset import CropDataset
 from cropreg.errors import InputError
 from cropreg.metrics import paired_difference
@@ -80,6 +81,7 @@ def contest(dataset: BoxDataset, out: str, settings: TrainSettings, device: torc
 def ious(dataset: BoxDataset, uri: str, settings: TrainSettings, device: torch.device | str) -> NDArray[np.float64]:
     """The IoU (N,) of a checkpoint's boxes on the test rows of a dataset, in their order."""
     predictor = Predictor.open(uri, device)
-    data = CropDataset(dataset, "test", predictor.info.architecture.image_side, read_from=settings.from_)
+    cache = Cache(settings.cache_dir, settings.cache_gb)
+    data = CropDataset(dataset, "test", predictor.info.architecture.image_side, read_from=settings.from_, cache=cache)
     predictions = predictor.predict_all((data.picture(i) for i in range(len(data))), settings.batch_size)
     return boxes.iou(predictions.boxes_norm, data.labels.boxes_norm)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from cropreg import boxes, storage
 from cropreg.augment import into_window, reframed_window
+from cropreg.cache import Cache
 from cropreg.errors import InputError
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.proxies import Proxies
@@ -79,6 +80,8 @@ def read_labels(dataset: BoxDataset, split: str, share: float = 1.0, seed: int =
     sizes_wh = np.stack([table[c].to_numpy() for c in ("original_w", "original_h")], 1).astype(np.int64)
     boxes_px = np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
     pair_ids, original_ids, uris, groups = (table[c].combine_chunks() for c in ("pair_id", "original_id", "original_uri", "group"))
+    del table, keep
+    pa.default_memory_pool().release_unused()  # reading a large table leaves several times its size with Arrow, for the whole training
     return Labels(pair_ids, original_ids, uris, groups, sizes_wh, boxes.normalise(boxes_px, sizes_wh))
 
 
@@ -102,6 +105,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         read_from: ``proxies`` or ``originals``.
         strips: give strips, too.
         share: of the groups, as :func:`read_labels` takes it.
+        cache: where proxies on an object store are kept on this machine; by default the user's own folder.
 
     Raises:
         InputError: a row has no proxy, or its picture cannot be read any more.
@@ -121,6 +125,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         seed: int = 0,
         strips: bool = False,
         share: float = 1.0,
+        cache: Cache | None = None,
     ) -> None:
         self._strips = strips
         self.labels = read_labels(dataset, split, share, seed)
@@ -128,7 +133,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
         )  # what matching took, training takes
-        self._proxies = Proxies(dataset) if read_from == "proxies" else None
+        self._proxies = Proxies(dataset, cache) if read_from == "proxies" else None
         self._positions = self._proxies.locate(self.labels.original_ids) if self._proxies else None
         if self._positions is not None and (self._positions < 0).any():
             missing = self.labels.original_uris[int(np.argmin(self._positions))]

@@ -3,49 +3,86 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Sampler, Subset
 
+from cropreg.cache import Cache
 from cropreg.dataset import CropDataset, normalised_strips
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 from cropreg.strips import cut_strips
 
 
-class Loaders:
-    """This process's data.  Order depends on seed and epoch alone; the global batches are the same for any number of processes.
+class Steps(Sampler[list[int]]):
+    """This process's share of every step of an epoch.
 
-    ``share`` of the training groups is read, of the validation rows all.
+    Order and steps depend on seed, epoch and settings alone: the steps of all processes together are the same for any number of them,
+    also when that number changes in the middle of a run.  Every row comes once an epoch.  Steps are as large as each other, but for
+    one row, as a short last one would be all noise; and so are the processes' shares of a step.
+
+    Args:
+        rows: of the split.
+        batch_size: rows of a step over all processes together.
+        least: rows that a step must have, so that BatchNorm has two in every process.
+        rank, world: which process this is, and of how many.
+        seed: of the order.
     """
+
+    def __init__(self, rows: int, batch_size: int, least: int, rank: int, world: int, seed: int) -> None:
+        self._rows, self._rank, self._world, self._seed, self._epoch = rows, rank, world, seed, 0
+        self._steps = max(1, min(-(-rows // batch_size), rows // least))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the order that of ``epoch``."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._rows)
+        return (part[self._rank :: self._world].tolist() for part in np.array_split(order, self._steps))
+
+    def rows_of(self, step: int) -> int:
+        """Rows of a step over all processes."""
+        return self._rows // self._steps + (step < self._rows % self._steps)
+
+
+class Loaders:
+    """This process's data; ``share`` of the training groups is read, of the validation rows all."""
 
     def __init__(
         self, dataset: BoxDataset, settings: TrainSettings, device: torch.device, rank: int, world: int, share: float = 1.0
     ) -> None:
+        cache = Cache(settings.cache_dir, settings.cache_gb)
         self.train_data = CropDataset(
             dataset, "train", settings.image_side, augment=True, flip=settings.flip, reframe=settings.reframe, color=settings.color,
-            read_from=settings.from_, seed=settings.seed, strips=settings.refine, share=share,
+            read_from=settings.from_, seed=settings.seed, strips=settings.refine, share=share, cache=cache,
         )  # fmt: skip
-        self._val_data = val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_)
+        self._val_data = val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_, cache=cache)
         workers = settings.loader_workers
         if workers is None:  # on a CPU the model takes all cores, and loading beside it gains nothing
-            workers = min(8, max(1, (os.cpu_count() or 2) // max(world, 1) - 1)) if device.type == "cuda" else 0
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # training processes on this machine
+            workers = min(8, max(1, (os.cpu_count() or 2) // here - 1)) if device.type == "cuda" else 0
         shared: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
-        each = settings.batch_size // world
-        self._sampler: DistributedSampler[Any] = DistributedSampler(self.train_data, world, rank, shuffle=True, seed=settings.seed)
-        # A last batch of one picture has no variance for BatchNorm to divide by.
-        drop_last = len(self._sampler) >= each and len(self._sampler) % each == 1
-        self._train = DataLoader(self.train_data, each, sampler=self._sampler, drop_last=drop_last, **shared)
-        self._val = DataLoader(Subset(val_data, range(rank, len(val_data), world)), 2 * each, **shared)
+        least = 2 * max(settings.most_workers, 1)
+        self._steps = Steps(len(self.train_data), settings.batch_size, least, rank, world, settings.seed)
+        self._train = DataLoader(self.train_data, batch_sampler=self._steps, **shared)
+        self._val = DataLoader(Subset(val_data, range(rank, len(val_data), world)), -(-2 * settings.batch_size // world), **shared)
 
     def train(self, epoch: int) -> Iterable[Any]:
         """The batches of one epoch."""
-        self._sampler.set_epoch(epoch)
+        self._steps.set_epoch(epoch)
         self.train_data.set_epoch(epoch)
         return self._train
+
+    def rows_of(self, step: int) -> int:
+        """Rows of a training step over all processes."""
+        return self._steps.rows_of(step)
 
     def val(self) -> Iterable[Any]:
         """This process's share of the validation rows."""

@@ -25,6 +25,7 @@ from cropreg.errors import CropregError, OutputError
 from cropreg.logs import EVERY_S, Progress
 from cropreg.schema import BoxDataset, csv_bytes
 from cropreg.settings import TrainSettings
+from cropreg.tracking import EVENTS, IDENTITIES
 from cropreg.training import EpochResult, Learner
 
 CONTEST, CHALLENGER = "champion.json", "checkpoints/challenger"  # how a new model did beside the one before, and itself if it lost
@@ -35,7 +36,7 @@ FAILED = "failed.json"  # where a worker leaves word of an error that would come
 JUDGED = "calib.json"  # what training came to on the pictures that teach the model how sure it may be
 _PIECES = (  # what a run leaves in its folder, evaluated or not; run.json is written anew
     *("checkpoints", "ray", "metrics.csv", "curves.png", "finished.json", PROGRESS, FAILED, JUDGED),
-    *("evaluation.json", "report.html", "best.jpg", "worst.jpg"),
+    *("evaluation.json", "report.html", "best.jpg", "worst.jpg", EVENTS, IDENTITIES, "wandb"),
     *(CONTEST, PARTIAL, f"{CURVE}.json", f"{CURVE}.png"),
 )
 _State = Literal["new", "begun", "finished"]
@@ -69,16 +70,8 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
         )
     theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
     changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key) != value]
-    may_change = {
-        "max_epochs",
-        "patience",
-        "num_workers",
-        "use_gpu",
-        "cpus_per_worker",
-        "loader_workers",
-        "champion",
-        "learning_curve",
-    }
+    may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "resources", "loader_workers", "compile", "track"}
+    may_change |= {"champion", "learning_curve", "cache_dir", "cache_gb"}
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
@@ -122,8 +115,12 @@ def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:
     """What a finished run came to, and why it ended when it did."""
     rows = read_metrics(out)
     best = min(rows, key=lambda row: row["val_loss"])
-    early = len(rows) < settings.max_epochs
-    why = f"no better validation loss for {settings.patience} epochs (--patience)" if early else "all epochs done (--max-epochs)"
+    why = f"all {len(rows)} epochs done; for more: --resume --max-epochs {2 * settings.max_epochs}"
+    if len(rows) < settings.max_epochs:
+        why = (
+            f"after epoch {len(rows)} of {settings.max_epochs}: for {settings.patience} epochs the validation loss was not below that of "
+            f"epoch {best['epoch'] + 1:.0f}, which is kept as the best; to go on: --resume --patience {2 * settings.patience}"
+        )
     summary = {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
     judged = storage.join(out, JUDGED)
     return {**summary, "learned": json.loads(storage.read_bytes(judged))["in_words"]} if storage.exists(judged) else summary

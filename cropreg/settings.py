@@ -7,6 +7,7 @@ neither torch nor Ray.  The matcher's own thresholds stand with the matcher.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from cropreg.errors import UsageError
 VERBS = ("match", "train", "evaluate", "predict", "export", "review")
 VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
 DEFAULT_RETRY = "unreadable,crashed"
+TRACKERS = ("mlflow", "wandb")
 ReadFrom = Literal["proxies", "originals"]
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
@@ -95,9 +97,20 @@ class TrainSettings(Settings):
     color: float = Field(0.2, ge=0, le=1, description="strength of random brightness, contrast, saturation")
     from_: ReadFrom = Field("proxies", description="what an epoch decodes")
     loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
-    num_workers: int = Field(1, ge=0, description="training workers; 0 trains in this process, without Ray")
+    num_workers: int | str = Field(
+        1, description="training workers; MIN:MAX takes as many as the cluster has room for; 0 trains in this process, without Ray"
+    )
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: if the cluster has any")
-    cpus_per_worker: float | None = Field(None, gt=0, description="CPUs a training worker reserves; default: its share of a node")
+    resources: str = Field(
+        "",
+        description="what a training worker reserves, as CPU=2,GPU=0.5,accelerator_type:A100=0.001; default: its share of the CPUs",
+    )
+    compile: bool = Field(False, description="translate the model with torch.compile: slower to start, faster steps on a GPU")
+    track: str = Field("", description="send the figures of every epoch to mlflow, wandb or mlflow,wandb, too")
+    cache_dir: str | None = Field(
+        None, description="folder for proxies fetched from an object store; default: CROPREG_CACHE_DIR, else ~/.cache/cropreg"
+    )
+    cache_gb: float | None = Field(None, gt=0, description="how much that folder may hold, GB; default: CROPREG_CACHE_GB, else 50")
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         "auto", description="mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU"
     )
@@ -113,10 +126,64 @@ class TrainSettings(Settings):
     resume: bool = Field(False, description="go on from the run's last checkpoint")
     overwrite: bool = Field(False, description="throw away a run that is there and train again")
 
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _workers(cls, value: object) -> object:
+        """A number, or MIN:MAX of two."""
+        found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", str(value))
+        if found is None:
+            raise ValueError("must be a number of workers, or MIN:MAX of two numbers")
+        least, most = int(found[1]), int(found[2] or found[1])
+        if found[2] is not None and not 1 <= least <= most:
+            raise ValueError("of MIN:MAX, MIN must be at least 1 and not more than MAX")
+        return least if least == most else f"{least}:{most}"
+
+    @property
+    def least_workers(self) -> int:
+        """The number of workers without which training does not start."""
+        return int(str(self.num_workers).partition(":")[0])
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers that training takes if it can."""
+        return int(str(self.num_workers).rpartition(":")[2])
+
+    @field_validator("resources")
+    @classmethod
+    def _are_resources(cls, value: str) -> str:
+        read_resources(value)
+        return value
+
+    @field_validator("track")
+    @classmethod
+    def _are_trackers(cls, value: str) -> str:
+        unknown = sorted({name for name in value.split(",") if name} - set(TRACKERS))
+        if unknown:
+            raise ValueError(f"no tracker is called {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+        return value
+
     @field_validator("amp", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # a bare off in YAML is false
+
+
+def read_resources(text: str) -> dict[str, float]:
+    """What a worker reserves, by Ray's names, from ``NAME=NUMBER`` with commas between.
+
+    >>> read_resources("CPU=2,GPU=0.5,accelerator_type:A100=0.001")
+    {'CPU': 2.0, 'GPU': 0.5, 'accelerator_type:A100': 0.001}
+    """
+    found = {}
+    for item in filter(None, text.split(",")):
+        name, _, number = item.rpartition("=")
+        if not re.fullmatch(r"\d+(\.\d+)?(e\d+)?", number) or not name or name in found:
+            raise ValueError(f"{item!r} is not one of NAME=NUMBER, with commas between: CPU=2,GPU=0.5")
+        found[name] = float(number)
+    for name in found:
+        if name.upper() in ("CPU", "GPU") and not name.isupper():
+            raise ValueError(f"Ray knows {name.upper()}, not {name}")
+    return found
 
 
 class EvaluateSettings(Settings):

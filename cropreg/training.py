@@ -33,6 +33,10 @@ class Batches(Protocol):
         """This process's share of an epoch, as many steps as every other process has; has a length."""
         ...
 
+    def rows_of(self, step: int) -> int:
+        """Training rows of a step over all processes."""
+        ...
+
     def val(self) -> Iterable[Batch]:
         """This process's share of the validation rows; over all processes each row comes once."""
         ...
@@ -222,12 +226,13 @@ def train_one_epoch(
     assert isinstance(loader, Sized)
     steps = len(loader)
     warmup_steps = settings.warmup_epochs * steps
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, images
     norms: list[float] = []
     skipped = 0
     began_s = time.monotonic()
     # Dropout draws from torch's own generator.  Every process its own noise, and a resumed epoch the noise it would have had.
-    torch.manual_seed(_mixed(settings.seed, epoch, dist.get_rank() if dist.is_initialized() else 0))
+    torch.manual_seed(_mixed(settings.seed, epoch, rank))
     model.train()
     for step, (images, boxes_norm, rows, *more) in enumerate(loader):
         done = epoch * steps + step
@@ -242,18 +247,22 @@ def train_one_epoch(
         if logits is not None:
             assert learner.core.refiner is not None
             losses = losses + refine_loss(learner.core.refiner, logits.float(), more[1].to(device, non_blocking=True))
-        loss = losses.mean()
+        # Processes' gradients are averaged with equal weight, whether their shares of the step are equal or not.
+        loss = losses.mean() * (len(images) * world / batches.rows_of(step))
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # clipping must see the true gradients
         norm = float(torch.nn.utils.clip_grad_norm_(learner.core.parameters(), settings.clip_norm))
         finite = norm < float("inf")  # False for NaN too; the same on every process, since gradients are averaged
-        if not finite and not scaler.is_enabled():
-            names = ", ".join(batches.names(rows)[:8])
-            raise ModelError(
-                f"training diverged in epoch {epoch}, step {step}: loss {loss.item()}, gradient norm {norm}, pairs {names}. "
-                "The last good checkpoint is kept. Try a lower --learning-rate, or look at these pairs."
-            )
+        if not finite:
+            # Gradients too large for fp16 cost a step and a smaller scale; a loss that is no number would stay so.
+            wrong = _names_over_processes(batches.names(rows[(~torch.isfinite(losses)).cpu()]))
+            if wrong or not scaler.is_enabled():
+                names = ", ".join((wrong or _names_over_processes(batches.names(rows)))[:8])
+                raise ModelError(
+                    f"training diverged in epoch {epoch}, step {step}: loss {losses.mean().item()}, gradient norm {norm}, pairs {names}. "
+                    "The last good checkpoint is kept. Try a lower --learning-rate, or look at these pairs."
+                )
         scaler.step(optimizer)  # with fp16 leaves out a step whose gradients overflowed
         scaler.update()
         skipped += not finite
@@ -308,5 +317,16 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
 
 
 def _sum_over_processes(sums: torch.Tensor) -> None:
+    """Adds up what processes have counted; to the last bit the same in each, since they decide by it, each for itself."""
     if dist.is_initialized():
         dist.all_reduce(sums)
+        dist.broadcast(sums, 0)
+
+
+def _names_over_processes(names: list[str]) -> list[str]:
+    """The names that all processes together have; called by all at once."""
+    if not dist.is_initialized():
+        return names
+    gathered: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, names)
+    return [name for part in gathered for name in part]

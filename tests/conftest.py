@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ settings.register_profile("cropreg", derandomize=True, deadline=None, max_exampl
 settings.load_profile("cropreg")
 
 Picture = NDArray[np.uint8]
+_bucket_numbers = count()
 
 
 def textured(seed: int, width: int, height: int) -> Picture:
@@ -140,6 +143,38 @@ def made_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parts.append(Part.of(table, file, len(rows), data))
     assert commit_manifest(str(folder), parts, config={}, counts={"found": 57, "ambiguous": 3}, parent=0, version="0") == 1
     return folder
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[int]:
+    """An S3 server on a free port, reached as a user reaches one: by environment variables."""
+    from cropreg.storage import remote
+
+    server_module = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        remote._connect.cache_clear()
+        yield port
+    remote._connect.cache_clear()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(store: int) -> str:
+    """The URI of a new, empty bucket."""
+    name = f"bucket-{next(_bucket_numbers)}"
+    connection = http.client.HTTPConnection("127.0.0.1", store)
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ def test_whole_way_goes_over_several_nodes(folder: Path, cluster: Any, undisturb
     boxes, run_dir, cropped = str(folder / "undisturbed"), str(tmp_path / "run"), str(tmp_path / "cropped")
     training = ["--weights", "none", "--image-side", "64", "--max-epochs", "1", "--batch-size", "8", "--num-workers", "2"]
     for words in (
-        ["train", boxes, "--out", run_dir, *training, "--cpus-per-worker", "1"],
+        ["train", boxes, "--out", run_dir, *training, "--resources", "CPU=1"],
         ["evaluate", run_dir, "--split", "all", "--bootstrap", "10"],
         ["predict", run_dir, str(folder / "originals"), "--out", cropped, "--all"],
     ):

@@ -55,6 +55,7 @@ PLACES = [
     Place("groups", heavy=("pyarrow",)),
     Place("augment"),
     Place("strips", heavy=CV),
+    Place("cache"),
     Place("proxies", heavy=("pyarrow",)),
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
@@ -66,6 +67,7 @@ PLACES = [
     # 5 learning, judging
     Place("metrics", heavy=TORCH),
     Place("training", heavy=TORCH),
+    Place("tracking", late=("tensorboardX", "mlflow", "wandb")),
     Place("runs", heavy=TORCH),
     Place("calibration", heavy=TORCH),
     Place("evaluation", heavy=("cv2", "pyarrow", *TORCH)),

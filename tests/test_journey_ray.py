@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[1]
 TRAINING = TrainSettings(
-    weights="none", image_side=64, max_epochs=2, batch_size=8, num_workers=2, cpus_per_worker=1, max_failures=0
+    weights="none", image_side=64, max_epochs=2, batch_size=8, num_workers=2, resources="CPU=1", max_failures=0
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from cropreg.dataset import MEAN, STD
 from cropreg.errors import InputError, OutputError, UsageError
 from cropreg.model import Architecture
 from cropreg.pipelines import train
-from cropreg.schema import BoxDataset
+from cropreg.schema import BoxDataset, csv_bytes
 from cropreg.settings import TrainSettings
 from cropreg.training import EpochResult, Progression
 
@@ -71,6 +72,21 @@ def test_dry_run_says_that_the_folder_is_taken(tmp_path: Path, made_boxes: Path,
     take(tmp_path, dataset, SETTINGS)
     with pytest.raises(OutputError, match="--resume"):
         train.run(str(made_boxes), out=str(tmp_path), settings=SETTINGS, dry_run=True)
+
+
+def test_summary_says_why_training_ended_which_epoch_was_best_and_how_to_go_on(tmp_path: Path) -> None:
+    losses = (0.5, 0.3, 0.4, 0.4)
+    rows = [
+        asdict(EpochResult(i, 1.0, loss, 0.5, 0.1, 1e-3, 3.0, 0, 10.0, 4.0, i < 2)) | {"is_best": int(i < 2)}
+        for i, loss in enumerate(losses)
+    ]
+    (tmp_path / "metrics.csv").write_bytes(csv_bytes(rows, list(rows[0])))
+    early = runs.summary_of(str(tmp_path), changed(max_epochs=9, patience=2))
+    assert early["best_epoch"] == 1 and early["ended"] == (
+        "after epoch 4 of 9: for 2 epochs the validation loss was not below that of epoch 2, which is kept as the best; "
+        "to go on: --resume --patience 4"
+    )
+    assert runs.summary_of(str(tmp_path), changed(max_epochs=4))["ended"] == "all 4 epochs done; for more: --resume --max-epochs 8"
 
 
 def test_wishes_that_cannot_come_true_are_refused(tmp_path: Path, made_boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

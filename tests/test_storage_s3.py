@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import threading
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 
@@ -14,37 +13,6 @@ from cropreg.schema import BoxDataset, Part, commit_manifest, parquet_bytes
 from cropreg.storage import remote
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:(moto|botocore|werkzeug|flask).*"), pytest.mark.long]
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[int]:
-    """An S3 server on a free port, reached as a user reaches one: by environment variables."""
-    server_module = pytest.importorskip("moto.server", reason="needs moto[server]")
-    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        remote._connect.cache_clear()
-        yield port
-    remote._connect.cache_clear()
-    server.stop()
-
-
-@pytest.fixture
-def bucket(store: int) -> str:
-    """The URI of a new, empty bucket."""
-    name = f"bucket-{next(_numbers)}"
-    connection = http.client.HTTPConnection("127.0.0.1", store)
-    connection.request("PUT", f"/{name}")
-    assert connection.getresponse().status == 200
-    connection.close()
-    return f"s3://{name}"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "folder/a.jpg", "a b.jpg", "ü#?&+%20.jpg", "=cmd.jpg", "🐈.jpg", "[x]*.jpg"])

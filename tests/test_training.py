@@ -45,6 +45,9 @@ class Made:
         order = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(epoch))
         return [(self.images[rows], self.boxes[rows], rows) for rows in order.split(self.size)]
 
+    def rows_of(self, step: int) -> int:
+        return min(self.size, len(self.boxes) - step * self.size)
+
     def val(self) -> Iterable[Batch]:
         rows = torch.arange(len(self.boxes))
         return [(self.images[part], self.boxes[part], part) for part in rows.split(self.size_val)]
@@ -160,3 +163,42 @@ def test_validation_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training, "validate", lambda *_: training.Validation(math.nan, math.nan, math.nan, 24))
     with pytest.raises(ModelError, match="diverged in epoch 0: validation loss nan"):
         run(TrainSettings(max_epochs=2))
+
+
+def halved(settings: TrainSettings) -> Learner:
+    """A learner in fp16 with a scaler, as on a GPU without bf16."""
+    torch.manual_seed(0)
+    model: Any = Tiny()
+    return Learner(model, model, settings, torch.float16)
+
+
+def test_gradients_too_large_for_fp16_cost_their_step_and_no_more() -> None:
+    settings = TrainSettings(max_epochs=8, learning_rate=0.02, averaging=0.0)
+    learning = halved(settings)
+    learning.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26, growth_interval=10**6)
+    results = run(settings, learning)
+    assert results[0].skipped_steps == 3 and math.isnan(results[0].grad_norm), "no step of the first epoch had a gradient"
+    assert results[-1].skipped_steps == 0 and results[-1].grad_norm > 0
+    assert all(torch.isfinite(p).all() for p in learning.core.parameters())
+
+
+def test_loss_that_is_no_number_ends_the_run_in_fp16_too() -> None:
+    batches = Made()
+    batches.images = batches.images.clone()
+    batches.images[5] = math.nan
+    with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: loss nan, .*pair-"):
+        run(TrainSettings(max_epochs=2), halved(TrainSettings()), batches)
+
+
+def test_divergence_names_only_the_pairs_whose_loss_is_no_number() -> None:
+    class Unmixed(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Sequential(nn.Linear(12, 16), nn.ReLU())  # BatchNorm would spread it over the batch
+
+    batches = Made()
+    batches.images = batches.images.clone()
+    batches.images[5] = math.nan
+    model: Any = Unmixed()
+    with pytest.raises(ModelError, match=r"pairs pair-5\. "):
+        run(TrainSettings(max_epochs=1), Learner(model, model, TrainSettings(), None), batches)

@@ -7,14 +7,17 @@ import logging
 import math
 import threading
 from collections import Counter
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from cropreg import calibration, champion, checkpoint, curve, report, runs, storage
+from cropreg import calibration, champion, checkpoint, curve, report, runs, storage, tracking
+from cropreg.cache import Cache
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
@@ -26,8 +29,8 @@ from cropreg.model import Architecture, CropRegressor, load_backbone
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor
 from cropreg.schema import FOUND, SPLITS, BoxDataset
-from cropreg.settings import TrainSettings
-from cropreg.training import Learner, fit
+from cropreg.settings import TrainSettings, read_resources
+from cropreg.training import EpochResult, Learner, fit
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +45,13 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
         ClusterError: Ray failed or has too few CPUs or GPUs. ModelError: training diverged, or the weights are no EfficientNet-B0.
     """
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
-    counts = _count_rows(dataset, settings.num_workers)
+    counts = _count_rows(dataset, settings.most_workers)
     champion.check(settings.champion, counts)
     curve.check(settings.learning_curve, dataset, settings.seed)
-    if settings.batch_size % max(settings.num_workers, 1):
-        raise UsageError(f"--batch-size {settings.batch_size} must be a multiple of --num-workers {settings.num_workers}.")
-    if settings.batch_size // max(settings.num_workers, 1) < 2:
+    tracking.check(settings.track)
+    if settings.batch_size < 2 * settings.most_workers:
         raise UsageError(
-            f"--batch-size {settings.batch_size}: every one of {settings.num_workers} workers needs at least 2 pictures a step."
+            f"--batch-size {settings.batch_size}: every one of {settings.most_workers} workers needs at least 2 pictures a step."
         )
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     if settings.num_workers == 0 and use_gpu and not torch.cuda.is_available():
@@ -120,29 +122,19 @@ def _fit_on_cluster(
     dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress, share: float
 ) -> None:
     """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster.connect(address)
     cluster.check_shared((storage.join(dataset.uri, part.file) for part in dataset.parts("pairs")), out)
-    gpus, cpus = cluster.total("GPU"), cluster.total("CPU")
-    use_gpu = gpus >= settings.num_workers if settings.use_gpu is None else settings.use_gpu
-    cpus_each = settings.cpus_per_worker or max(1.0, cpus // settings.num_workers if not use_gpu else 1.0)
-    if (use_gpu and gpus < settings.num_workers) or cpus < cpus_each * settings.num_workers:
-        if not cluster.may_grow(address):
-            raise ClusterError(
-                f"{settings.num_workers} workers of {cpus_each:g} CPUs{' and a GPU' if use_gpu else ''} each do not fit: this machine has "
-                f"{cpus:g} CPUs and {gpus:g} GPUs. Use fewer --num-workers, or a smaller --cpus-per-worker."
-            )
-        log.warning(
-            "wanted workers=%d gpus=%d cpus_each=%g, the cluster has gpus=%g cpus=%g now: waiting for it to grow",
-            settings.num_workers, settings.num_workers * use_gpu, cpus_each, gpus, cpus,
-        )  # fmt: skip
+    scaling = _scaling(settings, address)
+    gpus_each = scaling.resources_per_worker.get("GPU", 0)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"dataset": dataset, "out": out, "settings": settings.model_dump(), "share": share},
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_each}),
+        # NCCL refuses two processes on one GPU, which shares of a GPU may come to.
+        torch_config=TorchConfig(backend="gloo" if gpus_each < 1 else "nccl", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=scaling,
         run_config=RunConfig(
             name="ray",
             storage_path=out if storage.is_remote(out) else storage.local_path(out),
@@ -175,6 +167,41 @@ def _fit_on_cluster(
         raise ClusterError(
             f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
         ) from outcome["error"]
+
+
+def _scaling(settings: TrainSettings, address: str | None) -> Any:
+    """How many workers Ray Train is to start, and what each reserves; looks whether there is room for the fewest that will do.
+
+    Raises:
+        UsageError: flags that contradict each other. ClusterError: there is no room, and no machine will come.
+    """
+    from ray.train import ScalingConfig
+
+    least, most = settings.least_workers, settings.most_workers
+    each = read_resources(settings.resources)
+    use_gpu = settings.use_gpu
+    if "GPU" in each and use_gpu is not None and use_gpu != (each["GPU"] > 0):
+        raise UsageError(f"--resources {settings.resources} and --{'' if use_gpu else 'no-'}use-gpu contradict each other.")
+    if "GPU" not in each:
+        each["GPU"] = float(cluster.total("GPU") >= least if use_gpu is None else use_gpu)
+    if "CPU" not in each:
+        each["CPU"] = 1.0 if each["GPU"] else max(1.0, cluster.total("CPU") // most)
+    short = [
+        f"{least * amount:g} {name} (there are {cluster.total(name):g})"
+        for name, amount in each.items()
+        if cluster.total(name) < least * amount
+    ]
+    if short:
+        if not cluster.may_grow(address):
+            raise ClusterError(
+                f"{least} workers want {', '.join(short)}: that does not fit here. Use fewer --num-workers, or smaller --resources."
+            )
+        log.warning("the cluster is too small now, waiting for it to grow: %d workers want %s", least, ", ".join(short))
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=each["GPU"] > 0,
+        resources_per_worker={name: amount for name, amount in each.items() if amount > 0},
+    )
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -213,13 +240,13 @@ def _learn(
     begun = checkpoint.is_there(last)
     if not begun:
         load_backbone(core, settings.weights)
-    core = core.to(device).to(memory_format=torch.channels_last)
+    core = synchronised(core, device, world).to(device).to(memory_format=torch.channels_last)
     model: torch.nn.Module = core
     if world > 1:
-        from ray.train.torch import prepare_model
-
-        model = prepare_model(core)
-        core = cast(CropRegressor, model.module)
+        model = DistributedDataParallel(core, device_ids=[device] if device.type == "cuda" else None)
+    if settings.compile:
+        _check_compiler(device)
+        model = cast(torch.nn.Module, torch.compile(model))
     learner = Learner(core, model, settings, _precision(settings, device))
     if begun:
         learner.restore(checkpoint.load_state(last, checkpoint.load_info(last)))
@@ -233,12 +260,38 @@ def _learn(
         epoch=-1,
         metrics={},
     )
-    recorder = runs.Recorder(out, settings, learner, info, progress) if rank == 0 else None
-    fit(learner, batches, settings, recorder.on_epoch if recorder else _silent, recorder.on_step if recorder else _silent)
     if rank == 0:
+        recorder = runs.Recorder(out, settings, learner, info, progress)
+        with tracking.opened(out, settings.track, settings.model_dump(), learner.progression.epoch) as told:
+
+            def on_epoch(result: EpochResult) -> None:
+                recorder.on_epoch(result)
+                told.write(result.epoch, asdict(result))
+
+            fit(learner, batches, settings, on_epoch, recorder.on_step)
         _calibrate(dataset, out, settings, device)
+    else:
+        fit(learner, batches, settings, _silent, _silent)
     if dist.is_initialized():
         dist.barrier()
+
+
+def synchronised(model: CropRegressor, device: torch.device, world: int) -> CropRegressor:
+    """The model with BatchNorm over the pictures of all processes, where PyTorch can: on GPUs.  On CPUs each process has its own."""
+    if world == 1 or device.type != "cuda":
+        return model
+    return cast(CropRegressor, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compiles something small, so that what is missing is told before training starts and by name."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # torch has a dozen kinds for it
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"--compile: torch.compile does not work here ({reason}). Install a C++ compiler, or leave the flag out."
+        ) from error
 
 
 def _seen_px(dataset: BoxDataset, settings: TrainSettings) -> int:
@@ -264,7 +317,8 @@ def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: t
     """Learns from the ``calib`` rows how sure the best model may be, and keeps it in its checkpoint."""
     best = storage.join(out, "checkpoints/best")
     model, info = checkpoint.load(best)
-    data = CropDataset(dataset, "calib", settings.image_side, read_from=settings.from_)
+    cache = Cache(settings.cache_dir, settings.cache_gb)
+    data = CropDataset(dataset, "calib", settings.image_side, read_from=settings.from_, cache=cache)
     pictures = (data.picture(i) for i in range(len(data)))
     predictions = Predictor(model, info, device).predict_all(pictures, settings.batch_size)
     learned = calibration.fit(predictions.boxes_norm, predictions.spread, data.labels.boxes_norm)
