@@ -89,6 +89,7 @@ PREDICTIONS = _table_schema(
         ("angle_deg", pa.float32()),
         ("confidence", pa.float32()),
         *((f"{edge}_{end}", pa.float64()) for edge in ("left", "top", "right", "bottom") for end in ("lo", "hi")),
+        *((f"{edge}_moved", pa.float64()) for edge in ("left", "top", "right", "bottom")),  # px outward of where the model saw it
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("crop_uri", pa.string()),

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import framed_print, save
 
-from cropreg import checkpoint, cli, export, prediction
-from cropreg.boxes import from_margins
+from cropreg import checkpoint, cli, export
+from cropreg.boxes import from_margins, in_order
 from cropreg.calibration import fit
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import normalise, squash
@@ -97,7 +97,7 @@ def test_file_takes_any_number_of_pictures_and_gives_boxes_within_them(file: Pat
     second = {"strips": export._pictures(SIDE)[1][:3]} if len(session.get_inputs()) == 2 else {}  # of another number
     margins, box = session.run(["margins", "box_norm"], {"pixels": pixels, **second})
     assert margins.shape == box.shape == (number, 4)
-    assert np.allclose(box, prediction._in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)
+    assert np.allclose(box, in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)
     assert (box[:, 2:] > box[:, :2]).all() and box.min() >= 0 and box.max() <= 1
 
 
