@@ -125,6 +125,7 @@ def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset,
     curves = storage.join(run_uri, "curves.png")
     if storage.exists(curves):
         pictures["Training"] = ("image/png", storage.read_bytes(curves))
+    pictures["Doubt and confidence"] = ("image/png", report.doubt_png(result["doubt"], result["reliability"]))
     for name, rows in (("worst", order[-count:][::-1]), ("best", order[:count])):
         examples = [
             report.Example(
