@@ -20,6 +20,7 @@ MOST_LEARNED_FROM = 512  # training pictures: more of them hardly move the ellip
 _AXES = 16
 _FALSE_ALARMS = 0.01
 _LEAST_ROWS = 20
+_LEAST_REST = 1e-3  # of the longest axis: below it stands what rounding leaves
 
 
 def fit(known: NDArray[np.float64], aside: NDArray[np.float64]) -> Novelty | None:
@@ -33,11 +34,11 @@ def fit(known: NDArray[np.float64], aside: NDArray[np.float64]) -> Novelty | Non
     _, lengths, axes = np.linalg.svd(known - centre, full_matrices=False)
     deviations = lengths / math.sqrt(len(known))
     count = min(_AXES, len(known) // 4, int((deviations > 1e-6 * max(deviations[0], 1e-12)).sum()))
-    rest = max(float(np.sqrt((deviations[count:] ** 2).mean())) if count < len(deviations) else 0.0, 1e-6)
+    rest = float(np.sqrt((deviations[count:] ** 2).mean())) if count < len(deviations) else 0.0
     learned = Novelty(
         centre=_short(centre),
         axes=tuple(_short(axis / deviation) for axis, deviation in zip(axes[:count], deviations[:count], strict=True)),
-        rest=rest,
+        rest=max(rest, _LEAST_REST * float(deviations[0]), 1e-6),
         limit=math.inf,
         rows=len(aside),
     )
