@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from cropreg import calibration, report
 from cropreg.doubt import reliability, risk_coverage
+from cropreg.evaluation import evaluate
+from cropreg.metrics import fit_baselines
 
 
 def test_area_lies_at_its_bounds_for_doubt_that_knows_all_and_doubt_that_knows_nothing() -> None:
@@ -39,3 +43,20 @@ def test_reliability_counts_every_picture_with_a_confidence_once() -> None:
     assert sum(row["n"] for row in rows) == 5001
     assert all(row["low"] <= row["said"] <= row["high"] and abs(row["good"] - row["said"]) < 0.07 for row in rows)
     assert reliability(np.full(3, np.nan), np.ones(3, bool)) == []
+
+
+@pytest.mark.parametrize("rows", [60, 5])
+def test_report_tells_how_sure_the_model_is_or_that_nobody_knows(rows: int) -> None:
+    rng = np.random.default_rng(3)
+    true = np.clip(np.array([0.2, 0.1, 0.8, 0.9]) + rng.normal(0, 0.05, (rows, 4)), 0, 1)
+    spread = rng.uniform(0.001, 0.03, (rows, 4))
+    predicted = true + spread * rng.normal(size=spread.shape)
+    how = calibration.fit(predicted, spread, true)
+    result = evaluate(predicted, spread, true, fit_baselines(true), how, resamplings=0, rng=rng) | {"split": "test", "unlike": 0.25}
+    plot = report.doubt_png(result["doubt"], result["reliability"])
+    page = report.page("a run", result, {"Doubt": ("image/png", plot)}).decode()
+    assert ("came true" in page and "left 9" in page) == (rows == 60)
+    assert ("too few pairs in its calib split" in page) == (rows == 5)
+    assert "25.0% of these pictures look unlike" in page and f"{result['doubt']['aurc']:.4f}" in page
+    pixels = cv2.imdecode(np.frombuffer(plot, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels.shape[1] > 2 * pixels.shape[0] and pixels.std() > 10
