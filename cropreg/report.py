@@ -65,7 +65,7 @@ def doubt_png(doubt: Mapping[str, Any], reliability: Sequence[Mapping[str, Any]]
     left.set(
         title="what doubt leaves wrong", xlabel="share of the pictures written", ylabel="mean 1 - IoU of these", xlim=(0, 1.02)
     )
-    left.set_ylim(0, None)
+    left.set_ylim(0, 1.25 * max(doubt["aurc_blind"], *doubt["curve"]["risk"], 1e-6))
     right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
     if reliability:
         said, good = ([row[name] for row in reliability] for name in ("said", "good"))
@@ -75,7 +75,7 @@ def doubt_png(doubt: Mapping[str, Any], reliability: Sequence[Mapping[str, Any]]
     right.set(title="confidence", xlabel="said", ylabel="share that came true", xlim=(0, 1.08), ylim=(0, 1.05))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(loc="best")
+        axes.legend(loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -220,7 +220,7 @@ _PAGE = """<!doctype html>
  :root { color-scheme: light dark }
  body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
  table { border-collapse: collapse } th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8886 }
- th:first-child, td:first-child { text-align: left } tr.model td { font-weight: 600 }
+ th:first-child, td:first-child { text-align: left; white-space: nowrap } tr.model td { font-weight: 600 }
  img { max-width: 100%; background: #fff }
  .wide { overflow-x: auto }
 </style></head><body>
