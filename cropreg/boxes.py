@@ -130,6 +130,12 @@ def area(boxes: ArrayLike) -> NDArray[np.float64]:
     return np.clip(b[..., 2] - b[..., 0], 0, None) * np.clip(b[..., 3] - b[..., 1], 0, None)
 
 
+def in_order(boxes_norm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes (N, 4) within the picture, their edges in order and at least a thousandth apart."""
+    low = np.clip(boxes_norm[:, :2], 0, 0.999)
+    return np.concatenate([low, np.clip(np.maximum(boxes_norm[:, 2:], low + 0.001), None, 1)], axis=1)
+
+
 def boundary_displacement(a_norm: ArrayLike, b_norm: ArrayLike) -> NDArray[np.float64]:
     """BDE (...): the mean of the four edge errors of boxes (..., 4), each already divided by width or height."""
     return np.abs(np.asarray(a_norm, np.float64) - np.asarray(b_norm, np.float64)).mean(axis=-1)

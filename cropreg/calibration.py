@@ -57,6 +57,17 @@ def intervals(predicted_norm: NDArray[np.float64], spread: NDArray[np.float64], 
     return np.clip(np.stack([predicted_norm - reach, predicted_norm + reach], axis=-1), 0, 1)
 
 
+def leaned(limits: NDArray[np.float64], lean: str) -> NDArray[np.float64]:
+    """The boxes (N, 4) at one end of intervals (N, 4, 2): ``safe`` at the outer one, which keeps more, ``greedy`` at the inner one.
+
+    Edges that meet at the inner ends stay a thousandth apart.
+    """
+    low, high = limits[..., 0], limits[..., 1]
+    if lean == "safe":
+        return np.concatenate([low[:, :2], high[:, 2:]], axis=1)
+    return boxes.in_order(np.concatenate([high[:, :2], low[:, 2:]], axis=1))
+
+
 def confidence(spread: NDArray[np.float64], how: Calibration | None) -> NDArray[np.float64]:
     """The probability (N,) that a crop with that spread (N, 4) is good; NaN where there were too few rows to learn it."""
     if how is None or not how.confidence_values:

@@ -28,8 +28,41 @@ from cropreg.settings import Settings
 _MODEL, _STATE, _INFO = "model.safetensors", "state.pt", "checkpoint.json"
 
 
+class Outcomes(Settings):
+    """How the boxes of pictures with a known truth came out: a row a picture, in it left, top, right, bottom, in shares of the side.
+
+    Attributes:
+        inside: how far each edge lies inside the true box; negative: outside.
+        spread: how unsure the model was of it.
+    """
+
+    inside: tuple[tuple[float, float, float, float], ...]
+    spread: tuple[tuple[float, float, float, float], ...]
+
+
+class Novelty(Settings):
+    """Where the model's features of the pictures it knows lie; see :mod:`cropreg.novelty`.
+
+    Attributes:
+        centre: (F,) mean of the features.
+        axes: (K, F) their principal axes, each divided by its standard deviation.
+        rest: standard deviation of what those leave, per direction.
+        limit: the distance beyond which a picture is unlike them.
+        rows: pictures kept aside that the limit was learned from.
+    """
+
+    centre: tuple[float, ...]
+    axes: tuple[tuple[float, ...], ...]
+    rest: float
+    limit: float
+    rows: int
+
+
 class Calibration(Settings):
-    """What the ``calib`` split taught about the model's errors; see :mod:`cropreg.calibration`."""
+    """What the ``calib`` split taught about the model's errors; see :mod:`cropreg.calibration`.
+
+    ``val`` and ``calib`` are what :mod:`cropreg.promise` promises by.
+    """
 
     rows: int
     coverage: float
@@ -37,6 +70,9 @@ class Calibration(Settings):
     edge_factors: tuple[float, float, float, float] | None
     confidence_spreads: tuple[float, ...]
     confidence_values: tuple[float, ...]
+    val: Outcomes | None = None
+    calib: Outcomes | None = None
+    novelty: Novelty | None = None
 
 
 class CheckpointInfo(Settings):

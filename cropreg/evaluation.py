@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cropreg import boxes, calibration
 from cropreg.checkpoint import Calibration
+from cropreg.doubt import reliability, risk_coverage
 from cropreg.metrics import Margins, edges_followed, skill, skill_interval, summarise
 
 _FOLLOWS = 0.3  # correlation below which an edge is not said to follow the picture
@@ -52,7 +53,15 @@ def evaluate(
     if how is not None and how.edge_factors is not None:
         low, high = np.moveaxis(calibration.intervals(predicted_norm, spread, how), -1, 0)
         inside = (true_norm >= low) & (true_norm <= high)
-        result["intervals"] = {"promised": how.coverage, "held": float(inside.mean()), "width_mean": float((high - low).mean())}
+        result["intervals"] = {
+            "promised": how.coverage,
+            "held": float(inside.mean()),
+            "held_by_edge": dict(zip(boxes.EDGES, inside.mean(axis=0).tolist(), strict=True)),
+            "width_mean": float((high - low).mean()),
+        }
+    good = model_iou >= calibration.GOOD_IOU
+    result["doubt"] = risk_coverage(spread.mean(axis=1), 1 - model_iou)
+    result["reliability"] = reliability(calibration.confidence(spread, how), good)
     return result
 
 

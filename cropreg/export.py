@@ -24,35 +24,35 @@ from cropreg import __version__, storage
 from cropreg.checkpoint import Calibration, CheckpointInfo
 from cropreg.dataset import normalise
 from cropreg.errors import ClusterError, InputError, ModelError, UsageError
-from cropreg.model import CropRegressor
+from cropreg.model import KIND_CHANNELS, CropRegressor
 from cropreg.prediction import LOOKS, Network, Predictor
 from cropreg.schema import SCHEMA_VERSION
 from cropreg.strips import ACROSS_PX, ALONG_PX, REACH, cut_strips
 
 MAX_DIFFERENCE = 1e-5  # between the file's answers and the model's: a hundredth of a pixel in 1,000
-_INPUTS, _OUTPUTS = (
-    ("pixels", "strips"),
-    ("margins", "box_norm", "inward", "unsure"),
-)  # the second of each pair is the second look's
+_FIRST, _KIND, _SECOND = ("margins", "box_norm"), ("kind",), ("inward", "unsure")  # outputs: of the first look, of the second
 _EXAMPLES = 2  # pictures the graph is traced with; one would be taken for a constant
 
 
 class _FromPixels(torch.nn.Module):
     """The regressor between what a user has and what a user wants."""
 
-    def __init__(self, model: CropRegressor) -> None:
+    def __init__(self, model: CropRegressor, with_kind: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.with_kind = model, with_kind
 
     def forward(self, pixels: torch.Tensor, strips: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """(N, side, side, 3) uint8 RGB to margins (N, 4) as they come, and boxes (N, 4) in shares, within the picture.
 
-        And strips (M, 4, along, across, 3) uint8 to how far inward each edge lies, and how unsure that is: (M, 4) in shares of the reach.
+        Where asked for, features (N, KIND_CHANNELS) of what kind of picture it is.  And strips (M, 4, along, across, 3) uint8 to how far
+        inward each edge lies, and how unsure that is: (M, 4) in shares of the reach.
         """
-        margins = self.model.margins(normalise(pixels.permute(0, 3, 1, 2)))
+        margins, kind = self.model.margins_and_kind(normalise(pixels.permute(0, 3, 1, 2)))
         low = margins[:, :2].clamp(0.0, 0.999)  # the exporter wants both of one type
         high = torch.maximum(1 - margins[:, 2:].clamp(0.0, 1.0), low + 0.001).clamp(max=1.0)
-        first = margins, torch.cat([low, high], dim=1)
+        first: tuple[torch.Tensor, ...] = margins, torch.cat([low, high], dim=1)
+        if self.with_kind:
+            first = *first, kind
         if strips is None:
             return first
         assert self.model.refiner is not None
@@ -70,7 +70,7 @@ def to_onnx(model: CropRegressor, info: CheckpointInfo) -> tuple[bytes, float]:
     """
     onnx, side = _import("onnx"), info.architecture.image_side
     _import("onnxscript"), _import("onnxruntime")
-    whole = _FromPixels(model.eval())
+    whole = _FromPixels(model.eval(), _knows_kinds(info))
     inputs, outputs = _names(info)
     examples = tuple(torch.from_numpy(values[:_EXAMPLES]) for values in _pictures(side))[: len(inputs)]
     with _quiet(), torch.inference_mode():
@@ -108,22 +108,26 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
     side = info.architecture.image_side
     inputs, outputs = _names(info)
     shapes = {"pixels": [side, side, 3], "strips": [4, ALONG_PX, ACROSS_PX, 3]}
-    expected = [*((name, shapes[name]) for name in inputs), *((name, [4]) for name in outputs)]
+    expected = [
+        *((name, shapes[name]) for name in inputs),
+        *((name, [KIND_CHANNELS] if name in _KIND else [4]) for name in outputs),
+    ]
     if [(item.name, item.shape[1:]) for item in (*session.get_inputs(), *session.get_outputs())] != expected:
         raise ModelError(f"{uri}: its inputs and outputs are not those it names. Export it again: cropreg export RUN")
 
     some = dict(zip(inputs, (values[:1] for values in _pictures(side)), strict=False))  # a graph wants all its inputs
 
-    def margins(pixels: torch.Tensor) -> NDArray[np.float64]:
-        (found,) = session.run(["margins"], some | {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
-        return np.asarray(found, np.float64)
+    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        wanted = ["margins", *(_KIND if _knows_kinds(info) else ())]
+        margins, *kind = session.run(wanted, some | {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
+        return np.asarray(margins, np.float64), np.asarray(kind[0] if kind else np.empty((len(pixels), 0)), np.float64)
 
     def edges(strips: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         inward, unsure = session.run(["inward", "unsure"], some | {"strips": strips})
         return np.asarray(inward, np.float64), np.asarray(unsure, np.float64)
 
-    network = Network(margins, edges if info.architecture.refine else None)
-    tried = [margins(torch.from_numpy(_pictures(side)[0]).permute(0, 3, 1, 2))]
+    network = Network(look, edges if info.architecture.refine else None)
+    tried = [*look(torch.from_numpy(_pictures(side)[0]).permute(0, 3, 1, 2))]
     tried += edges(_pictures(side)[1]) if network.edges else ()
     if not all(np.isfinite(values).all() for values in tried):
         raise ModelError(f"{uri}: gives NaN or Inf. It is damaged; export it again: cropreg export RUN")
@@ -131,8 +135,14 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
 
 
 def _names(info: CheckpointInfo) -> tuple[list[str], list[str]]:
-    """The names of inputs and outputs: those of the second look only where there is one."""
-    return (list(_INPUTS), list(_OUTPUTS)) if info.architecture.refine else (list(_INPUTS[:1]), list(_OUTPUTS[:2]))
+    """The names of inputs and outputs: those of the second look and of kinds only where there are such."""
+    second = info.architecture.refine
+    outputs = [*_FIRST, *(_KIND if _knows_kinds(info) else ()), *(_SECOND if second else ())]
+    return ["pixels", "strips"] if second else ["pixels"], outputs
+
+
+def _knows_kinds(info: CheckpointInfo) -> bool:
+    return info.calibration is not None and info.calibration.novelty is not None
 
 
 def is_onnx(uri: str) -> bool:
@@ -164,6 +174,10 @@ def _metadata(info: CheckpointInfo, difference: float) -> dict[str, str]:
         "margins": "float32 (N, 4): shares cut from left, top, right, bottom; not clamped",
         "box_norm": "float32 (N, 4): x1, y1, x2, y2 in shares of the upright picture's width and height, within it; edges are pixel "
         "corners, half-open",
+        "kind": ""
+        if not _knows_kinds(info)
+        else f"float32 (N, {KIND_CHANNELS}): what kind of picture it is; its distance from calibration.novelty.centre along axes, and in "
+        "what they leave divided by rest, is beyond limit for pictures unlike those learned from",
         "num_looks": str(1 + len(LOOKS)),
         "looks": f"cropreg averages {1 + len(LOOKS)} boxes: of the whole picture, and of the picture cut to the first box's margins times "
         + " and ".join(f"{cut:g}" for cut in LOOKS),
@@ -226,8 +240,11 @@ def _difference(whole: _FromPixels, data: bytes, info: CheckpointInfo) -> float:
         with torch.inference_mode():
             wanted = whole(*map(torch.from_numpy, batch))
         found = session.run(outputs, dict(zip(inputs, batch, strict=True)))
-        for ours, theirs in zip(found, wanted, strict=True):
-            largest = max(largest, float((np.abs(ours - theirs.numpy()) / np.maximum(1, np.abs(theirs.numpy()))).max()))
+        for name, ours, theirs in zip(outputs, found, (values.numpy() for values in wanted), strict=True):
+            least = (
+                max(1, np.abs(theirs).max()) if name in _KIND else 1
+            )  # kinds differ by distances, to which small features add little
+            largest = max(largest, float((np.abs(ours - theirs) / np.maximum(least, np.abs(theirs))).max()))
     return largest
 
 

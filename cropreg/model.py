@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _FINE, _COARSE = 5, 8  # stages of features: 112 channels at stride 16, 1280 channels at stride 32
 _FINE_CHANNELS, _COARSE_CHANNELS = 112, 1280
 _FINE_KEPT, _COARSE_KEPT, _HIDDEN = 16, 48, 128
+KIND_CHANNELS = _FINE_CHANNELS
 
 
 class Architecture(Settings):
@@ -72,10 +73,16 @@ class CropRegressor(nn.Module):
 
     def margins(self, images: torch.Tensor) -> torch.Tensor:
         """The first look: (N, 3, side, side) normalised pictures to (N, 4) margins."""
+        return self.margins_and_kind(images)[0]
+
+    def margins_and_kind(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first look, and beside its margins (N, KIND_CHANNELS): what kind of picture that is, wherever in it things lie.
+
+        It is the mean of the features at stride 16, which are there anyway.
+        """
         fine = self.features[: _FINE + 1](images)  # (N, 112, side / 16, side / 16)
         coarse = self.features[_FINE + 1 :](fine)  # (N, 1280, side / 32, side / 32)
-        margins: torch.Tensor = self.head(fine, coarse)
-        return margins
+        return self.head(fine, coarse), fine.mean(dim=(2, 3))
 
 
 class SpatialHead(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import cv2
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cropreg import boxes, calibration, checkpoint, storage
+from cropreg import boxes, calibration, checkpoint, novelty, storage
 from cropreg.augment import out_of_window
-from cropreg.boxes import from_margins
+from cropreg.boxes import from_margins, in_order
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import cut_window, normalise, normalised_strips, squash
 from cropreg.images import decode_reduced, read_header
@@ -32,12 +32,13 @@ class Network:
     """What a model computes, whatever runs it.
 
     Attributes:
-        margins: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4).
+        look: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4) and features (N, F) that say what kind of picture each
+            is; F is 0 where nothing was learned of kinds.
         edges: strips (N, 4, ALONG_PX, ACROSS_PX, 3) uint8 to how far inward each edge lies and how unsure that is, two (N, 4) in shares
             of the reach; None for a model without a second look.
     """
 
-    margins: Callable[[torch.Tensor], NDArray[np.float64]]
+    look: Callable[[torch.Tensor], tuple[NDArray[np.float64], NDArray[np.float64]]]
     edges: Callable[[NDArray[np.uint8]], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
 
@@ -49,10 +50,13 @@ class Predictions:
         boxes_norm: (N, 4) x1, y1, x2, y2 in shares of the picture, within it, with at least a thousandth of area per side.
         spread: (N, 4) how unsure each edge is, shares of the picture: the standard deviation over the looks, and of what the refiner
             says of its strip.
+        unlike: (N,) how far each picture lies from those that the model learned from, in multiples of what is ordinary: above 1 is
+            another kind of picture; NaN where nothing was learned of kinds.
     """
 
     boxes_norm: NDArray[np.float64]
     spread: NDArray[np.float64]
+    unlike: NDArray[np.float64]
 
 
 class Predictor:
@@ -81,32 +85,42 @@ class Predictor:
     def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Predictions:
         """Boxes for pictures (H, W, 3) uint8 RGB, upright, of any sizes; one batch through the model per look."""
         whole = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
-        first = self._look(pictures, whole)
+        first, kind = self._look(pictures, whole)
+        unlike = novelty.times_limit(kind, self.info.calibration.novelty if self.info.calibration else None)
         looks = [first]
         for cut in LOOKS:
             windows = whole + (first - whole) * cut
-            looks.append(self._look(pictures, windows))
+            looks.append(self._look(pictures, windows)[0])
         stacked = np.stack(looks)  # (looks, N, 4)
-        found, spread = _in_order(stacked.mean(axis=0)), stacked.std(axis=0)
-        return Predictions(found, spread) if self._network.edges is None else self._refined(pictures, found)
+        found, spread = in_order(stacked.mean(axis=0)), stacked.std(axis=0)
+        if self._network.edges is not None:
+            found, spread = self._refined(pictures, found)
+        return Predictions(found, spread, unlike)
 
-    def _refined(self, pictures: Sequence[NDArray[np.uint8]], found: NDArray[np.float64]) -> Predictions:
+    def _refined(
+        self, pictures: Sequence[NDArray[np.uint8]], found: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Looks along the edges of boxes (N, 4), and again along those it finds there: an edge far off comes into the middle so."""
         assert self._network.edges is not None
         box = found
         for _ in range(2):
             strips = np.stack([cut_strips(pixels, edges) for pixels, edges in zip(pictures, box, strict=True)])
             inward, unsure = self._network.edges(strips)
-            box = _in_order(np.clip(moved(box, inward), 0, 1))
-        return Predictions(box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found)))
+            box = in_order(np.clip(moved(box, inward), 0, 1))
+        return box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found))
 
     def predict_all(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Predictions:
         """Like :meth:`predict`, for any number of pictures, ``batch_size`` in memory at a time."""
         batches = [self.predict(batch) for batch in _batched(pictures, batch_size)]
-        empty = np.empty((0, 4))
-        return Predictions(
-            np.concatenate([b.boxes_norm for b in batches] or [empty]), np.concatenate([b.spread for b in batches] or [empty])
-        )
+        if not batches:
+            return Predictions(np.empty((0, 4)), np.empty((0, 4)), np.empty(0))
+        return Predictions(*(np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(Predictions)))
+
+    def kinds(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> NDArray[np.float64]:
+        """What kind of picture each is: features (N, F) of one look."""
+        whole = np.array([[0.0, 0.0, 1.0, 1.0]])
+        batches = [self._look(batch, whole.repeat(len(batch), axis=0))[1] for batch in _batched(pictures, batch_size)]
+        return np.concatenate(batches) if batches else np.empty((0, 0))
 
     def intervals(self, predictions: Predictions) -> NDArray[np.float64]:
         """(N, 4, 2) lowest and highest place of each edge, shares of the picture; the whole picture when nothing can be promised."""
@@ -116,12 +130,15 @@ class Predictor:
         """(N,) probability that the crop is good; NaN when there were too few pairs to learn it."""
         return calibration.confidence(predictions.spread, self.info.calibration)
 
-    def _look(self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them."""
+    def _look(
+        self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them; features (N, F) of what is seen."""
         side = self.info.architecture.image_side
         cut = [cut_window(pixels, window) for pixels, window in zip(pictures, windows, strict=True)]
-        margins = self._network.margins(torch.stack([squash(view, side) for view, _ in cut]))
-        return _in_order(out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut])))
+        margins, kind = self._network.look(torch.stack([squash(view, side) for view, _ in cut]))
+        found = out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut]))
+        return in_order(found), kind
 
 
 @dataclass(frozen=True)
@@ -176,9 +193,10 @@ def _by_torch(model: CropRegressor, device: torch.device) -> Network:
     model = model.eval().to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def margins(pixels: torch.Tensor) -> NDArray[np.float64]:
+    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-        return np.asarray(model(images).float().cpu().numpy(), np.float64)
+        margins, kind = model.margins_and_kind(images)
+        return margins.float().cpu().numpy().astype(np.float64), kind.float().cpu().numpy().astype(np.float64)
 
     @torch.inference_mode()
     def edges(strips: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -186,13 +204,7 @@ def _by_torch(model: CropRegressor, device: torch.device) -> Network:
         mean, deviation = model.refiner.read(model.refiner(normalised_strips(strips).to(device)).float())
         return mean.cpu().numpy().astype(np.float64), deviation.cpu().numpy().astype(np.float64)
 
-    return Network(margins, edges if model.refiner is not None else None)
-
-
-def _in_order(boxes_norm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Boxes within the picture, their edges in order and at least a thousandth apart."""
-    low = np.clip(boxes_norm[:, :2], 0, 0.999)
-    return np.concatenate([low, np.clip(np.maximum(boxes_norm[:, 2:], low + 0.001), None, 1)], axis=1)
+    return Network(look, edges if model.refiner is not None else None)
 
 
 def _batched(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:

@@ -76,6 +76,33 @@ def learning_png(pairs: Sequence[int], iou: Sequence[float], law: Sequence[float
     return buffer.getvalue()
 
 
+def doubt_png(doubt: Mapping[str, Any], reliability: Sequence[Mapping[str, Any]]) -> bytes:
+    """Plots what :func:`cropreg.doubt.risk_coverage` and :func:`cropreg.doubt.reliability` return, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(doubt["curve"]["share"], doubt["curve"]["risk"], marker=".", label="least doubtful first")
+    left.axhline(doubt["aurc_blind"], color="grey", linestyle=":", label="if doubt said nothing")
+    left.set(
+        title="what doubt leaves wrong", xlabel="share of the pictures written", ylabel="mean 1 - IoU of these", xlim=(0, 1.02)
+    )
+    left.set_ylim(0, 1.25 * max(doubt["aurc_blind"], *doubt["curve"]["risk"], 1e-6))
+    right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
+    if reliability:
+        said, good = ([row[name] for row in reliability] for name in ("said", "good"))
+        right.plot(said, good, marker="o", linestyle="", label="pictures of like confidence")
+        for row in reliability:
+            right.annotate(f" {row['n']}", (row["said"], row["good"]), va="top")
+    right.set(title="confidence", xlabel="said", ylabel="share that came true", xlim=(0, 1.08), ylim=(0, 1.05))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
 def sheet(examples: Sequence[Example], columns: int) -> NDArray[np.uint8]:
     """A contact sheet, RGB: each original with the true box (green) and the predicted one (red), then both crops."""
     canvas = _grid([_cell(example) for example in examples], columns)
@@ -138,7 +165,17 @@ def page(title: str, evaluation: Mapping[str, Any], pictures: Mapping[str, tuple
     images = {name: f"data:{kind};base64,{base64.b64encode(data).decode()}" for name, (kind, data) in pictures.items()}
     rows = {"model": evaluation["model"], **evaluation["baselines"]}
     columns = ["iou_mean", "iou_median", "iou_at_75", "iou_at_90", "iou_at_95", "bde_mean", *(f"error_{edge}" for edge in EDGES)]
-    return environment.from_string(_PAGE).render(title=title, e=evaluation, rows=rows, columns=columns, images=images).encode()
+    half = _risk_at(evaluation["doubt"]["curve"], 0.5)
+    return (
+        environment.from_string(_PAGE)
+        .render(title=title, e=evaluation, rows=rows, columns=columns, images=images, half=half)
+        .encode()
+    )
+
+
+def _risk_at(curve: Mapping[str, Sequence[float]], share: float) -> float:
+    """The risk of a risk-coverage curve where it is nearest to that share of the pictures."""
+    return min(zip(curve["share"], curve["risk"], strict=True), key=lambda point: abs(point[0] - share))[1]
 
 
 def _grid(cells: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
@@ -205,7 +242,7 @@ _PAGE = """<!doctype html>
  :root { color-scheme: light dark }
  body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
  table { border-collapse: collapse } th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8886 }
- th:first-child, td:first-child { text-align: left } tr.model td { font-weight: 600 }
+ th:first-child, td:first-child { text-align: left; white-space: nowrap } tr.model td { font-weight: 600 }
  img { max-width: 100%; background: #fff }
  .wide { overflow-x: auto }
 </style></head><body>
@@ -222,8 +259,27 @@ _PAGE = """<!doctype html>
 </tbody></table></div>
 <p>IoU is the overlap of two boxes, 1 when they are the same; "iou at 90" is the share of pictures with at least .90.
  BDE is the mean error of the four edges, errors are shares of the picture's width or height.</p>
+<h2>How sure it is</h2>
 {% if e.intervals %}<p>Intervals: promised to hold each edge with {{ "%.0f" % (100 * e.intervals.promised) }}%,
- held {{ "%.1f" % (100 * e.intervals.held) }}%; on average {{ "%.3f" % e.intervals.width_mean }} of a side wide.</p>{% endif %}
+ held {{ "%.1f" % (100 * e.intervals.held) }}%
+ ({% for edge, held in e.intervals.held_by_edge.items() %}{{ edge }} {{ "%.1f" % (100 * held) }}%{{ ", " if not loop.last }}{% endfor %});
+ on average {{ "%.3f" % e.intervals.width_mean }} of a side wide.</p>{% endif %}
+<p>Doubt: over the least doubtful half of the pictures the mean of 1 - IoU is {{ "%.4f" % half }}, over all it is
+ {{ "%.4f" % e.doubt.aurc_blind }}. The area under the curve is {{ "%.4f" % e.doubt.aurc }}; a doubt that knew the truth would have
+ {{ "%.4f" % e.doubt.aurc_best }}, one that says nothing {{ "%.4f" % e.doubt.aurc_blind }}.</p>
+{% if e.reliability %}
+<div class="wide"><table>
+<thead><tr><th>confidence</th><th>pictures</th><th>said</th><th>came true</th></tr></thead><tbody>
+{% for row in e.reliability %}
+<tr><td>{{ "%.2f" % row.low }} to {{ "%.2f" % row.high }}</td><td>{{ row.n }}</td>
+<td>{{ "%.3f" % row.said }}</td><td>{{ "%.3f" % row.good }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p>Confidence is the said probability of an IoU of at least .90; it came true for that share.</p>{% else %}
+<p>The run had too few pairs in its calib split to learn a confidence.</p>{% endif %}
+{% if e.unlike is defined %}<p>{{ "%.1f" % (100 * e.unlike) }}% of these pictures look unlike those that the model learned from, and would
+ go to review.</p>
+{% endif %}
 {% for name, source in images.items() %}<h2>{{ name }}</h2><p><img alt="{{ name }}" src="{{ source }}"></p>
 {% endfor %}
 </body></html>

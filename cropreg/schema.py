@@ -89,8 +89,8 @@ PREDICTIONS = _table_schema(
         ("angle_deg", pa.float32()),
         ("confidence", pa.float32()),
         *((f"{edge}_{end}", pa.float64()) for edge in ("left", "top", "right", "bottom") for end in ("lo", "hi")),
-        # how far outward constraints, or the grid of a JPEG, moved each edge, px; and in words: by what, and what it cost
-        *((f"{edge}_moved", pa.int32()) for edge in ("left", "top", "right", "bottom")),
+        # how far outward of where the model saw it doubt, constraints or the grid of a JPEG moved each edge, px; in words: by what
+        *((f"{edge}_moved", pa.float64()) for edge in ("left", "top", "right", "bottom")),
         ("adjusted", pa.string()),
         ("verdict", pa.string()),
         ("reason", pa.string()),

@@ -203,6 +203,18 @@ class PredictSettings(Settings):
     all: bool = Field(False, description="write the doubtful crops too")
     export_: str = Field("", description="write for other programs too, with commas between: csv, coco, label-studio, xmp, pp3, hf")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below this a picture goes to review instead of being written")
+    max_risk: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of the crops written at most this share may lose content; decides instead of --min-confidence",
+    )
+    tolerance: float | None = Field(
+        None, ge=0, lt=0.5, description="with --max-risk: what an edge may lose, share of the picture's side; default 0.005"
+    )
+    lean: Literal["safe", "even", "greedy"] = Field(
+        "even", description="put edges at the outer end of their intervals (safe) or the inner one (greedy)"
+    )
     aspect: str | None = Field(
         None, description="width:height of every crop, the nearest of these either way up: 3:2,4:3; keep: the picture's own"
     )

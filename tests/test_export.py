@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import framed_print, save
 
-from cropreg import checkpoint, cli, export, prediction
-from cropreg.boxes import from_margins
+from cropreg import checkpoint, cli, export, novelty
+from cropreg.boxes import from_margins, in_order
 from cropreg.calibration import fit
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.dataset import normalise, squash
@@ -50,6 +50,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if model.refiner is not None:
             model.refiner(normalise(torch.from_numpy(export._pictures(SIDE)[1]).movedim(-1, -3)))
     model.eval()
+    with torch.no_grad():
+        _, seen_kinds = model.margins_and_kind(normalise(prints.repeat(5, 1, 1, 1) // torch.arange(1, 41)[:, None, None, None]))
+    kinds = {"novelty": novelty.fit(seen_kinds[:20].double().numpy(), seen_kinds[20:].double().numpy())} if request.param else {}
     rng = np.random.default_rng(0)
     truth = np.tile([0.2, 0.2, 0.8, 0.8], (60, 1)) + rng.normal(0, 0.01, (60, 4))
     info = CheckpointInfo(
@@ -60,7 +63,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         baselines={},
         epoch=0,
         metrics={},
-        calibration=fit(truth, np.abs(rng.normal(0, 0.01, truth.shape)), truth[::-1]),
+        calibration=fit(truth, np.abs(rng.normal(0, 0.01, truth.shape)), truth[::-1]).model_copy(update=kinds),
     )
     folder = tmp_path_factory.mktemp("exported") / "run"
     (folder / "checkpoints").mkdir(parents=True)
@@ -86,6 +89,10 @@ def test_file_predicts_like_its_run(run: Path, file: Path) -> None:
     assert np.abs(theirs.intervals(found) - ours.intervals(wanted)).max() < 10 * near
     assert np.abs(theirs.confidence(found) - ours.confidence(wanted)).max() < 100 * near
     assert theirs.info == ours.info
+    if ours.info.architecture.refine:
+        assert np.ptp(wanted.unlike) > 0 and np.abs(found.unlike / wanted.unlike - 1).max() < 1e-3
+    else:
+        assert np.isnan(found.unlike).all()
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
@@ -97,7 +104,7 @@ def test_file_takes_any_number_of_pictures_and_gives_boxes_within_them(file: Pat
     second = {"strips": export._pictures(SIDE)[1][:3]} if len(session.get_inputs()) == 2 else {}  # of another number
     margins, box = session.run(["margins", "box_norm"], {"pixels": pixels, **second})
     assert margins.shape == box.shape == (number, 4)
-    assert np.allclose(box, prediction._in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)
+    assert np.allclose(box, in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)
     assert (box[:, 2:] > box[:, :2]).all() and box.min() >= 0 and box.max() <= 1
 
 

@@ -70,9 +70,13 @@ PLACES = [
     Place("tracking", late=("tensorboardX", "mlflow", "wandb")),
     Place("runs", heavy=TORCH),
     Place("calibration", heavy=TORCH),
+    Place("promise", heavy=TORCH),
+    Place("novelty", heavy=TORCH),
+    Place("doubt", heavy=TORCH),
     Place("evaluation", heavy=("cv2", "pyarrow", *TORCH)),
     # 6 using
     Place("prediction", heavy=("cv2", "pyarrow", *TORCH)),
+    Place("judging", heavy=TORCH),
     Place("champion", heavy=TORCH),
     Place("constraints"),
     Place("writing", heavy=("cv2", "PIL"), late=("pyvips",)),

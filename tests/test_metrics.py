@@ -96,7 +96,9 @@ def test_evaluation_tells_model_beside_baselines_and_intervals() -> None:
     how = calibration.fit(predicted, spread, truth)
     result = evaluate(predicted, spread, truth, fit_baselines(some_boxes(50, 2)), how, resamplings=50, rng=np.random.default_rng(0))
     assert result["n"] == 50 and result["skill_ci"][0] <= result["skill"] <= result["skill_ci"][1]
-    assert result["intervals"]["held"] >= 0.9
+    assert result["intervals"]["held"] >= 0.9 and set(result["intervals"]["held_by_edge"]) == set(boxes.EDGES)
+    assert result["doubt"]["aurc"] == pytest.approx(result["doubt"]["aurc_blind"]), "a constant spread tells nothing"
+    assert sum(row["n"] for row in result["reliability"]) == 50
     text = table(result)
     assert "median box" in text and "skill" in text and f"{result['model']['iou_mean']:.3f}" in text
     assert text.count("*") == 2, "the best baseline is marked, and the mark explained"

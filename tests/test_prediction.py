@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from conftest import framed_print, textured
 from PIL import Image
 
-from cropreg import calibration, cli, storage
-from cropreg.boxes import Box
-from cropreg.checkpoint import CheckpointInfo
+from cropreg import calibration, cli, novelty, storage
+from cropreg.boxes import EDGES, Box
+from cropreg.checkpoint import CheckpointInfo, Outcomes
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
 from cropreg.interchange import xmp
+from cropreg.judging import Judge
 from cropreg.model import Architecture
 from cropreg.pipelines import predict
 from cropreg.pipelines.predict import crop_batch
@@ -45,6 +47,9 @@ class SeesDark(torch.nn.Module):
                 [int(xs.min()) / side, int(ys.min()) / side, 1 - (int(xs.max()) + 1) / side, 1 - (int(ys.max()) + 1) / side]
             )
         return torch.tensor(rows)
+
+    def margins_and_kind(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(images), images.mean(dim=(2, 3))
 
 
 @pytest.fixture
@@ -157,6 +162,89 @@ def test_model_without_calibration_sends_everything_to_review(predictor: Predict
     Image.fromarray(framed_print(1)[0]).save(path)
     (row,) = crop_batch([(str(path), "a.png")], unsure, str(tmp_path / "out"), PredictSettings())
     assert row["verdict"] == "review" and "training was interrupted" in row["reason"] and row["confidence"] is None
+
+
+def knowing(predictor: Predictor, rows: int = 80, **more: Any) -> Predictor:
+    """The same predictor, whose errors on ``rows`` pictures of ``val`` and of ``calib`` are known."""
+    rng = np.random.default_rng(1)
+    spread = rng.uniform(0.002, 0.02, (rows, 4))
+    known = Outcomes(inside=tuple(map(tuple, spread * rng.normal(size=spread.shape))), spread=tuple(map(tuple, spread)))
+    how = predictor.info.calibration.model_copy(update={"val": known, "calib": known, **more})  # type: ignore[union-attr]
+    return Predictor(SeesDark(), predictor.info.model_copy(update={"calibration": how}))  # type: ignore[arg-type]
+
+
+def cropped(predictor: Predictor, folder: Path, **settings: Any) -> dict[str, Any]:
+    """The row of one picture."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "a.png"
+    Image.fromarray(framed_print(1)[0]).save(path)
+    out = str(folder / f"out-{len(list(folder.iterdir()))}")
+    (row,) = crop_batch([(str(path), "a.png")], predictor, out, PredictSettings(**settings))
+    return row
+
+
+def test_edges_lean_to_the_ends_of_their_intervals_which_stay(predictor: Predictor, tmp_path: Path) -> None:
+    rows = {lean: cropped(predictor, tmp_path, lean=lean, min_confidence=0) for lean in ("even", "safe", "greedy")}
+    ends = [f"{edge}_{end}" for edge in EDGES for end in ("lo", "hi")]
+    assert all(rows["even"][end] == rows[lean][end] for end in ends for lean in ("safe", "greedy"))
+    for lean, sign, outer in (("safe", 1, ("lo", "lo", "hi", "hi")), ("greedy", -1, ("hi", "hi", "lo", "lo"))):
+        for corner, edge, end in zip(("x1", "y1", "x2", "y2"), EDGES, outer, strict=True):
+            assert abs(rows[lean][corner] - rows[lean][f"{edge}_{end}"]) < 1
+            assert sign * rows[lean][f"{edge}_moved"] > 0.5 and rows["even"][f"{edge}_moved"] == 0
+    safe = rows["safe"]
+    assert safe["x1"] <= safe["left_lo"] + 1e-3 and safe["y2"] >= safe["bottom_hi"] - 1e-3, "rounding cuts nothing off"
+    with Image.open(safe["crop_uri"]) as crop:
+        assert crop.size == (safe["x2"] - safe["x1"], safe["y2"] - safe["y1"])
+
+
+def test_promised_crop_is_moved_and_doubt_beyond_the_promise_goes_to_review(predictor: Predictor, tmp_path: Path) -> None:
+    safe = cropped(knowing(predictor), tmp_path, max_risk=0.1, tolerance=0.01, lean="safe")
+    assert safe["verdict"] == "accept" and min(safe[f"{edge}_moved"] for edge in EDGES) > 0
+    even = cropped(knowing(predictor), tmp_path, max_risk=0.1, tolerance=0.08)
+    assert even["verdict"] == "accept" and {even[f"{edge}_moved"] for edge in EDGES} == {0.0}
+    judge = Judge.of(knowing(predictor).info, PredictSettings(max_risk=0.5, tolerance=0.01))
+    assert judge.promise is not None
+    limit = judge.promise.doubt_limit
+    assert math.isfinite(limit)
+    assert judge.verdict(np.full(4, 0.99 * limit), 0.5, 0.1) == ("accept", None), "the promise decides, not the confidence"
+    verdict, reason = judge.verdict(np.array([1.0, 1, 1.4, 1]) * limit, 0.5, 0.9)
+    assert verdict == "review" and reason is not None
+    assert reason.startswith("too doubtful for --max-risk 0.5: looks at the picture disagree most on the right edge")
+
+
+def test_picture_of_another_kind_goes_to_review_whatever_its_confidence(predictor: Predictor, tmp_path: Path) -> None:
+    kind = predictor.kinds([framed_print(seed)[0] for seed in range(40)], 8)
+    learned = knowing(predictor, novelty=novelty.fit(kind[:20], kind[20:]))
+    assert cropped(learned, tmp_path, min_confidence=0)["verdict"] == "accept"
+    Image.fromarray(framed_print(2)[0] // np.array([1, 1, 4], np.uint8)).save(tmp_path / "b.png")  # yellow, which none of them was
+    for asked in ({"min_confidence": 0}, {"max_risk": 0.1, "tolerance": 0.08}):
+        (row,) = crop_batch([(str(tmp_path / "b.png"), "b.png")], learned, str(tmp_path / "out"), PredictSettings(**asked))
+        assert row["verdict"] == "review" and row["crop_uri"] is None
+        assert row["reason"].startswith("unlike the pictures that the model learned from: ") and "20 kept aside" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"max_risk": 0.01, "lean": "safe"}, "with 80 pairs in calib nothing below 3.7% can be promised"),
+        ({"max_risk": 0.1, "all": True}, "--all writes doubtful crops too"),
+        ({"max_risk": 0.1, "min_confidence": 0.9}, "in the place of --min-confidence"),
+        ({"tolerance": 0.1}, "does nothing without it"),
+    ],
+)
+def test_what_cannot_be_promised_is_told_before_any_work(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(predict, "_info", lambda *_: knowing(predictor).info)
+    with pytest.raises(UsageError, match=words):
+        predict.run("/run", str(tmp_path / "absent"), out=str(tmp_path / "out"), settings=PredictSettings(**asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_leaning_needs_intervals(predictor: Predictor) -> None:
+    few = predictor.info.model_copy(update={"calibration": calibration.fit(*(np.full((5, 4), 0.1) for _ in range(3)))})
+    with pytest.raises(UsageError, match="it had 5 pairs in calib"):
+        Judge.of(few, PredictSettings(lean="safe"))
 
 
 def test_opening_nothing_says_how_to_train(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
         rng=np.random.default_rng(settings.seed),
     )
     result |= {"split": settings.split, "boxes": uri, "checkpoint_epoch": predictor.info.epoch}
+    if np.isfinite(predictions.unlike).all():
+        result["unlike"] = float((predictions.unlike > 1).mean())
     suffix = "" if uri == trained_on else f"-{storage.name_of(uri)}"
     _write(run_uri, suffix, result, data, predictions)
     return {**summary, "code": 0, **result, "text": table(result)}
@@ -87,12 +89,13 @@ def _predict(
     on_gpu = cluster.total("GPU") >= 1
     same: dict[str, Any] = {"key": key, "run_uri": run_uri, "dataset": dataset, "settings": settings, "on_gpu": on_gpu}
     data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same, num_gpus=1 if on_gpu else None)
-    found, spread = np.empty((rows, 4)), np.empty((rows, 4))
+    found, spread, unlike = np.empty((rows, 4)), np.empty((rows, 4)), np.empty(rows)
     with cluster.faults_named(), Progress("evaluate", rows, "pictures") as progress:
         for batch in data.iter_batches(batch_size=size, batch_format="numpy"):
-            found[batch["row"]], spread[batch["row"]] = batch["box"], batch["spread"]
+            at = batch["row"]
+            found[at], spread[at], unlike[at] = batch["box"], batch["spread"], batch["unlike"]
             progress.advance(len(batch["row"]))
-    return Predictions(found, spread)
+    return Predictions(found, spread, unlike)
 
 
 _open: dict[str, tuple[Predictor, CropDataset]] = {}  # one a worker process, which Ray uses for many batches
@@ -108,7 +111,7 @@ def _predict_rows(
         _open[key] = predictor, CropDataset(dataset, settings.split, side, read_from=settings.from_)
     predictor, data = _open[key]
     predictions = predictor.predict([data.picture(int(row)) for row in batch["id"]])
-    return {"row": batch["id"], "box": predictions.boxes_norm, "spread": predictions.spread}
+    return {"row": batch["id"], "box": predictions.boxes_norm, "spread": predictions.spread, "unlike": predictions.unlike}
 
 
 def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset, predictions: Predictions) -> None:
@@ -123,6 +126,7 @@ def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset,
     for title, file in (("Training", "curves.png"), ("Learning curve", f"{CURVE}.png")):
         if storage.exists(drawn := storage.join(run_uri, file)):
             pictures[title] = ("image/png", storage.read_bytes(drawn))
+    pictures["Doubt and confidence"] = ("image/png", report.doubt_png(result["doubt"], result["reliability"]))
     for name, rows in (("worst", order[-count:][::-1]), ("best", order[:count])):
         examples = [
             report.Example(

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from cropreg import checkpoint, constraints, cropping, export, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
+from cropreg.checkpoint import CheckpointInfo
 from cropreg.constraints import Constraints
 from cropreg.cropping import CORNERS, MOVED, NotCut
 from cropreg.errors import ClusterError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.interchange import exports
+from cropreg.judging import Judge
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor, SmallPicture, read_small
@@ -34,11 +36,13 @@ from cropreg.reviews import Review
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry, Lease
+from cropreg.strips import OUTWARD
 from cropreg.watching import settled
 
 log = logging.getLogger(__name__)
 
 _TABLE, _PARTS = "predictions.parquet", ".parts"
+_NO_PX = 1e-3  # a box that was whole pixels before its coordinates were divided and multiplied again still is
 
 
 def run(
@@ -60,7 +64,8 @@ def run(
     ``settings.watch`` it goes on looking for new pictures, ``sleep`` between two looks, until Ctrl-C.
 
     Raises:
-        UsageError: ``out`` holds ``images``. InputError: no pictures, or no run. OutputError: ``out`` holds another model's crops.
+        UsageError: ``out`` holds ``images``, or the model cannot keep ``--max-risk``. InputError: no pictures, or no run.
+        OutputError: ``out`` holds another model's crops.
         ModelError: the checkpoint is damaged. ClusterError: Ray failed.
     """
     run_uri, out = storage.absolute(run_uri), storage.absolute(out)
@@ -74,6 +79,7 @@ def run(
     _wanted(settings)
     if settings.jpeg_lossless:
         writing.require_jpegtran()
+    promised = Judge.of(_info(run_uri), settings).promise if Judge.asks_more_of_the_model(settings) else None
     storage.refuse_if_held(out)
     job = _Job(run_uri, images, out, _model_id(run_uri, settings), settings, formats, address)
     entries = _listed(job) if named is None else sorted(_entries(named, images), key=lambda e: e.relative)
@@ -92,6 +98,9 @@ def run(
     elif judged and settings.overwrite:
         log.warning("reviewed=%d pictures get the model's crop again; --apply-reviews keeps what a person decided", len(judged))
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(entries) - len(done)}
+    if promised is not None:
+        summary["promise"] = promised.in_words()
+        log.info("promise: %s", summary["promise"])
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
     replaced = [*finished, *unfinished] if settings.overwrite else []
@@ -220,7 +229,8 @@ def _entries(uris: Sequence[str], folder: str) -> list[Entry]:
 def _model_id(run_uri: str, settings: PredictSettings) -> str:
     """What decides the result: the weights, their calibration, and the settings that change crops."""
     fields = {"all", "min_confidence", "quality", "metadata"}
-    later = {"aspect", "min_size", "pad", "max_trim", "jpeg_lossless", "jpeg_snap"}  # at rest they leave the fingerprint as it was
+    later = {"aspect", "min_size", "pad", "max_trim", "jpeg_lossless", "jpeg_snap", "max_risk", "tolerance", "lean"}
+    # at rest the later ones leave the fingerprint as it was
     if export.is_onnx(run_uri):
         model: list[Any] = [hashlib.sha256(export.read_onnx(run_uri)).hexdigest()]
     else:
@@ -229,6 +239,10 @@ def _model_id(run_uri: str, settings: PredictSettings) -> str:
     return fingerprint(
         [*model, {**settings.model_dump(include=fields), **settings.model_dump(include=later, exclude_defaults=True)}]
     )
+
+
+def _info(run_uri: str) -> CheckpointInfo:
+    return export.open_onnx(run_uri).info if export.is_onnx(run_uri) else checkpoint.load_info(checkpoint.best_of(run_uri))
 
 
 def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -318,16 +332,18 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
     if readable:
         predictions = predictor.predict([small.pixels for _, _, small in readable])
         limits, confidence = predictor.intervals(predictions), predictor.confidence(predictions)
-        unsure = "the run had too few pairs in its calib split to know how sure it may be"
-        if predictor.info.calibration is None:
-            unsure = "the training was interrupted before it learned how sure it may be: go on with cropreg train ... --resume"
+        judge = Judge.of(predictor.info, settings)
+        cut = judge.boxes(predictions)
         for n, (i, data, small) in enumerate(readable):
-            box_px = small.to_original(predictions.boxes_norm[n])
-            spread_norm = predictions.spread[n]
+            box_px, seen_px = small.to_original(cut[n]), small.to_original(predictions.boxes_norm[n])
             limits_px = np.stack([small.to_original(limits[n, :, end]) for end in (0, 1)], axis=1)
-            row = _row(items[i][0], small, Box(*box_px), limits_px, float(confidence[n]), spread_norm, unsure, settings)
+            row = _row(items[i][0], small, box_px, seen_px, limits_px, float(confidence[n]), judge.keeps_whole)
+            row["verdict"], row["reason"] = judge.verdict(predictions.spread[n], float(predictions.unlike[n]), float(confidence[n]))
             if wanted is not None:
+                promised = cropping.box_of(row)
                 cropping.shape(row, limits_px, wanted)
+                if judge.promise is not None and min(constraints.outward(promised, cropping.box_of(row))) < 0:
+                    row.update(verdict=REVIEW, reason="what --max-risk promises would not hold: a constraint moved an edge inward")
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
@@ -337,37 +353,28 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
 def _row(
     uri: str,
     small: SmallPicture,
-    box: Box,
+    box_px: NDArray[np.float64],
+    seen_px: NDArray[np.float64],
     limits_px: NDArray[np.float64],
     confidence: float,
-    spread_norm: NDArray[np.float64],
-    unsure: str,
-    settings: PredictSettings,
+    outward: bool,
 ) -> dict[str, Any]:
-    whole = box.rounded(small.size_wh)
-    verdict, reason = ACCEPT, None
-    if math.isnan(confidence):
-        verdict, reason = REVIEW, unsure
-    elif confidence < settings.min_confidence:
-        edge = int(np.argmax(spread_norm))
-        verdict = REVIEW
-        reason = (
-            f"confidence {confidence:.2f} is below {settings.min_confidence:g}: looks at the picture disagree most on the "
-            f"{EDGES[edge]} edge, by {100 * spread_norm[edge]:.1f}% of the {'width' if edge % 2 == 0 else 'height'}"
-        )
+    """A row of predictions for a box (4,) to cut where the model saw ``seen_px`` (4,); to whole pixels outward, or the nearest."""
+    box = Box(*box_px)
+    if outward:
+        box = Box(*np.floor(box_px[:2] + _NO_PX), *np.ceil(box_px[2:] - _NO_PX))
+    moved_px = OUTWARD * (box_px - seen_px)
     return {
         "image_uri": uri,
         "width": small.size_wh[0],
         "height": small.size_wh[1],
         "orientation": small.orientation,
-        **dict(zip(("x1", "y1", "x2", "y2"), map(float, whole), strict=True)),
+        **dict(zip(("x1", "y1", "x2", "y2"), map(float, box.rounded(small.size_wh)), strict=True)),
         "angle_deg": 0.0,
         "confidence": None if math.isnan(confidence) else confidence,
         **{f"{edge}_{end}": float(limits_px[e, n]) for e, edge in enumerate(EDGES) for n, end in enumerate(("lo", "hi"))},
-        **dict.fromkeys(MOVED, 0),
+        **dict(zip(MOVED, map(float, moved_px), strict=True)),
         "adjusted": f"the first of {small.pages} pages" if small.pages > 1 else None,
-        "verdict": verdict,
-        "reason": reason,
         "crop_uri": None,
         "reviewed_by": None,
     }

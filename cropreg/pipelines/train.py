@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -16,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cropreg import calibration, champion, checkpoint, curve, report, runs, storage, tracking
+from cropreg import calibration, champion, checkpoint, curve, novelty, promise, report, runs, storage, tracking
 from cropreg.cache import Cache
-from cropreg.checkpoint import CheckpointInfo
+from cropreg.checkpoint import CheckpointInfo, Novelty, Outcomes
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
 from cropreg.evaluation import evaluate, in_words
@@ -314,17 +315,34 @@ def _precision(settings: TrainSettings, device: torch.device) -> torch.dtype | N
 
 
 def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device) -> None:
-    """Learns from the ``calib`` rows how sure the best model may be, and keeps it in its checkpoint."""
+    """Learns from pictures that trained nothing how sure the best model may be, and keeps it in its checkpoint."""
     best = storage.join(out, "checkpoints/best")
     model, info = checkpoint.load(best)
     cache = Cache(settings.cache_dir, settings.cache_gb)
-    data = CropDataset(dataset, "calib", settings.image_side, read_from=settings.from_, cache=cache)
-    pictures = (data.picture(i) for i in range(len(data)))
-    predictions = Predictor(model, info, device).predict_all(pictures, settings.batch_size)
-    learned = calibration.fit(predictions.boxes_norm, predictions.spread, data.labels.boxes_norm)
+    predictor = Predictor(model, info, device)
+    splits = {
+        name: CropDataset(dataset, name, settings.image_side, read_from=settings.from_, cache=cache)
+        for name in ("train", "val", "calib")
+    }
+    known: dict[str, Outcomes] = {}
+    for name in ("val", "calib"):
+        data = splits[name]
+        true, groups = data.labels.boxes_norm, data.labels.groups.to_pylist()
+        predictions = predictor.predict_all(map(data.picture, range(len(data))), settings.batch_size)
+        known[name] = promise.outcomes(predictions.boxes_norm, predictions.spread, true, groups)
+    learned = calibration.fit(predictions.boxes_norm, predictions.spread, true)
+    learned = learned.model_copy(update={**known, "novelty": _kind_learned(predictor, splits, settings)})
     checkpoint.save(best, model.cpu(), info.model_copy(update={"calibration": learned}))
-    if len(data):
+    if len(true):
         rng = np.random.default_rng(settings.seed)
-        true = data.labels.boxes_norm
         judged = evaluate(predictions.boxes_norm, predictions.spread, true, info.baselines, None, resamplings=1000, rng=rng)
         storage.write_whole(storage.join(out, runs.JUDGED), json.dumps({**judged, "in_words": in_words(judged)}, indent=1).encode())
+
+
+def _kind_learned(predictor: Predictor, splits: Mapping[str, CropDataset], settings: TrainSettings) -> Novelty | None:
+    """What kind of pictures these are: from training pictures, and how far others of the kind lie off from those kept aside."""
+    data = splits["train"]
+    some = np.unique(np.linspace(0, len(data) - 1, min(len(data), novelty.MOST_LEARNED_FROM)).astype(int))
+    seen = predictor.kinds((data.picture(int(i)) for i in some), settings.batch_size)
+    aside = ((splits[name], i) for name in ("val", "calib") for i in range(min(len(splits[name]), novelty.MOST_LEARNED_FROM)))
+    return novelty.fit(seen, predictor.kinds((rows.picture(i) for rows, i in aside), settings.batch_size))
