@@ -223,7 +223,12 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _learn(
-    dataset: BoxDataset, out: str, settings: TrainSettings, device: torch.device, progress: Progress | None, share: float
+    dataset: BoxDataset,
+    out: str,
+    settings: TrainSettings,
+    device: torch.device,
+    progress: Progress | None = None,
+    share: float = 1.0,
 ) -> None:
     """The whole of learning, on a share of the training groups, in one process of one or several.
 
