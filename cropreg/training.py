@@ -23,7 +23,8 @@ from cropreg.settings import TrainSettings
 from cropreg.strips import REACH
 
 Batch = Sequence[torch.Tensor]
-"""Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), offsets (B, 4)."""
+"""Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), their extents
+(B, 4, EXTENTS) and offsets (B, 4)."""
 
 
 class Batches(Protocol):
@@ -37,8 +38,8 @@ class Batches(Protocol):
         """This process's share of the validation rows; over all processes each row comes once."""
         ...
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
-        """Strips of validation rows about boxes (B, 4); only asked of a model with a refiner."""
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strips of validation rows about boxes (B, 4), and their extents; only asked of a model with a refiner."""
         ...
 
     def names(self, rows: torch.Tensor) -> list[str]:
@@ -237,11 +238,12 @@ def train_one_epoch(
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
-            margins, logits = model(images, more[0].to(device, non_blocking=True)) if more else (model(images), None)
+            looks = [part.to(device, non_blocking=True) for part in more[:2]]
+            margins, logits = model(images, *looks) if more else (model(images), None)
         losses = crop_loss(margins.float(), boxes_norm, settings.iou_weight, settings.margin_weight)
         if logits is not None:
             assert learner.core.refiner is not None
-            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[1].to(device, non_blocking=True))
+            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[2].to(device, non_blocking=True))
         loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -293,7 +295,8 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
         boxes = to_boxes(margins.clamp(0, 1))
         loss = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
         if refiner is not None:
-            inward, _ = refiner.read(refiner(batches.val_strips(rows, boxes).to(device)).float())
+            strips, extents = batches.val_strips(rows, boxes)
+            inward, _ = refiner.read(refiner(strips.to(device), extents.to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
             loss = crop_loss(

@@ -49,7 +49,7 @@ class Made:
         rows = torch.arange(len(self.boxes))
         return [(self.images[part], self.boxes[part], part) for part in rows.split(self.size_val)]
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise AssertionError("a model without a refiner has no use for strips")
 
     def names(self, rows: torch.Tensor) -> list[str]:
