@@ -19,6 +19,7 @@ VERBS = ("match", "train", "evaluate", "predict", "export", "review")
 VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
 DEFAULT_RETRY = "unreadable,crashed"
 ReadFrom = Literal["proxies", "originals"]
+Overlap = Literal["giou", "ciou", "iou", "none"]
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
 
@@ -86,6 +87,7 @@ class TrainSettings(Settings):
     patience: int = Field(16, ge=1, description="stop after so many epochs without a better validation loss")
     lr_patience: int = Field(8, ge=0, description="lower the learning rate after so many epochs without a better validation loss")
     lr_factor: float = Field(0.3, gt=0, lt=1, description="by which the learning rate is then multiplied")
+    overlap: Overlap = Field("giou", description="what the IoU loss measures; none: the margins alone count")
     iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
     margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(

@@ -240,7 +240,7 @@ def train_one_epoch(
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
             looks = [part.to(device, non_blocking=True) for part in more[:2]]
             margins, logits = model(images, *looks) if more else (model(images), None)
-        losses = crop_loss(margins.float(), boxes_norm, settings.iou_weight, settings.margin_weight)
+        losses = crop_loss(margins.float(), boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         if logits is not None:
             assert learner.core.refiner is not None
             losses = losses + refine_loss(learner.core.refiner, logits.float(), more[2].to(device, non_blocking=True))
@@ -293,15 +293,14 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         margins = model(images).float()
         boxes = to_boxes(margins.clamp(0, 1))
-        loss = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+        loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         if refiner is not None:
             strips, extents = batches.val_strips(rows, boxes)
             inward, _ = refiner.read(refiner(strips.to(device), extents.to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
-            loss = crop_loss(
-                margins, boxes_norm, settings.iou_weight, settings.margin_weight
-            )  # of the answer: the first look is a means
+            # Of the answer: the first look is a means.
+            loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         iou = box_iou(boxes, boxes_norm).diagonal()
         bde = (boxes - boxes_norm).abs().mean(dim=1)
         sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])
