@@ -22,7 +22,9 @@ class EdgeRefiner(nn.Module):
     """Strips in, edges out; the same weights for all four edges, which are told which one they are.
 
     Along the edge everything is pooled by attention: what says where the edge lies may be a small part of it.  Only then is it told the
-    extents: where something ends is seen alike in strips of all sizes, how much of it a person leaves out is not.
+    extents: where something ends is seen alike in strips of all sizes, how much of it a person leaves out is not.  And of each other's
+    strips edges hear what kind they are, whether there is a border or a slant, but not where: an edge that is hard to see has three
+    neighbours that may not be.
     """
 
     positions: torch.Tensor
@@ -43,13 +45,9 @@ class EdgeRefiner(nn.Module):
         )
         self.attention = nn.Conv2d(2 * c, 1, 1)
         self.extents = nn.Sequential(nn.Linear(EXTENTS, _HIDDEN), nn.SiLU(inplace=True), nn.Linear(_HIDDEN, 2 * c))
-        self.across = nn.Sequential(
-            nn.Conv1d(2 * c, 2 * c, 7, padding=3, bias=False),
-            nn.BatchNorm1d(2 * c),
-            nn.SiLU(inplace=True),
-            nn.Conv1d(2 * c, 2 * c, 7, padding=3),
-            nn.SiLU(inplace=True),
-        )
+        self.across = nn.Sequential(nn.Conv1d(2 * c, 2 * c, 7, padding=3, bias=False), nn.BatchNorm1d(2 * c), nn.SiLU(inplace=True))
+        self.others = nn.Sequential(nn.Linear(4 * 2 * c, 2 * _HIDDEN), nn.SiLU(inplace=True), nn.Linear(2 * _HIDDEN, 2 * c))
+        self.last_but_one = nn.Sequential(nn.Conv1d(2 * c, 2 * c, 7, padding=3), nn.SiLU(inplace=True))
         self.last = nn.Conv1d(2 * c, 1, 1)
         nn.init.zeros_(self.last.weight)  # at first every place is as likely: the first look's edge stands
         self.register_buffer("positions", (torch.arange(_BINS) + 0.5) / _BINS * 2 - 1, persistent=False)
@@ -70,7 +68,12 @@ class EdgeRefiner(nn.Module):
         weights = self.attention(features).softmax(dim=2)
         pooled = (features * weights).sum(dim=2)  # (4N, 2c, bins)
         pooled = pooled + self.extents(extents.flatten(0, 1))[:, :, None]
-        logits: torch.Tensor = self.last(self.across(pooled)).view(count, 4, _BINS)
+        seen = self.across(pooled)
+        kinds = seen.mean(dim=2).view(count, 4, -1)
+        # Own, next, opposite and last edge, as each sees them.
+        around = torch.cat([kinds.roll(-turn, dims=1) for turn in range(4)], dim=2)  # (N, 4, 8c)
+        seen = seen + self.others(around.flatten(0, 1))[:, :, None]
+        logits: torch.Tensor = self.last(self.last_but_one(seen)).view(count, 4, _BINS)
         return logits
 
     def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cropreg.errors import UsageError
 
@@ -20,6 +20,11 @@ VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadab
 DEFAULT_RETRY = "unreadable,crashed"
 ReadFrom = Literal["proxies", "originals"]
 Overlap = Literal["giou", "ciou", "iou", "none"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"image_side": 96, "max_epochs": 20, "lr_patience": 3, "patience": 6},
+    "balanced": {"image_side": 128, "max_epochs": 60, "lr_patience": 8, "patience": 16},
+    "best": {"image_side": 224, "max_epochs": 100, "lr_patience": 10, "patience": 20},
+}
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
 
@@ -70,6 +75,9 @@ class MatchSettings(Settings):
 class TrainSettings(Settings):
     """How ``cropreg train`` learns."""
 
+    preset: Literal["fast", "balanced", "best"] | None = Field(
+        None, description="image side, epochs and patience at once; what is set beside it wins"
+    )
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
     head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
@@ -110,6 +118,13 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     resume: bool = Field(False, description="go on from the run's last checkpoint")
     overwrite: bool = Field(False, description="throw away a run that is there and train again")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        """What a preset says of settings that nothing else was said of; a preset nobody knows is refused as the field it is."""
+        named = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[named], **values} if isinstance(named, str) and named in PRESETS else values
 
     @field_validator("amp", mode="before")
     @classmethod
