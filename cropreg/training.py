@@ -27,6 +27,9 @@ Batch = Sequence[torch.Tensor]
 (B, 4, EXTENTS) and offsets (B, 4)."""
 
 
+_REFINER_TIMES = 2.5  # the refiner is small and starts from nothing: it takes larger steps than a backbone that knows much
+
+
 class Batches(Protocol):
     """Where batches come from: what this process sees of an epoch of training, and of the validation rows."""
 
@@ -103,10 +106,7 @@ class Learner:
     def __init__(self, core: CropRegressor, model: torch.nn.Module, settings: TrainSettings, amp: torch.dtype | None) -> None:
         self.core, self.model, self.amp = core, model, amp
         self.device = next(core.parameters()).device
-        decayed = [p for p in core.parameters() if p.ndim > 1]
-        rest = [p for p in core.parameters() if p.ndim <= 1]  # biases and BatchNorm: decay would only pull them off their meaning
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(core, settings))
         self.scheduler = ReduceLROnPlateau(self.optimizer, factor=settings.lr_factor, patience=settings.lr_patience)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.averaged: AveragedModel | None = None
@@ -137,6 +137,19 @@ class Learner:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
+
+
+def _groups(core: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """The parameters by how they are stepped: ``times`` the learning rate, and with which decay."""
+    grouped: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in core.named_parameters():
+        times = _REFINER_TIMES if name.startswith("refiner.") else 1.0
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0  # it would only pull biases and BatchNorm off their meaning
+        grouped.setdefault((times, decay), []).append(parameter)
+    return [
+        {"params": parameters, "times": times, "lr": settings.learning_rate * times, "weight_decay": decay}
+        for (times, decay), parameters in grouped.items()
+    ]
 
 
 def _following(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -234,7 +247,7 @@ def train_one_epoch(
         done = epoch * steps + step
         if done < warmup_steps:
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (done + 1) / warmup_steps
+                group["lr"] = settings.learning_rate * group["times"] * (done + 1) / warmup_steps
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):

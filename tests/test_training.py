@@ -89,6 +89,19 @@ def test_learning_rate_warms_up_and_falls_on_a_plateau() -> None:
     assert rates[-1] < rates[0] and all(a >= b for a, b in pairwise(rates))
 
 
+def test_the_second_look_takes_larger_steps_and_only_weights_decay() -> None:
+    settings = TrainSettings(warmup_epochs=0, averaging=0.0)
+    torch.manual_seed(0)
+    model: Any = Tiny()
+    model.refiner = nn.Linear(2, 2)
+    learning = Learner(model, model, settings, None)
+    by_id = {id(p): group for group in learning.optimizer.param_groups for p in group["params"]}
+    assert len(by_id) == len(list(model.parameters())), "every parameter is stepped, and once"
+    assert by_id[id(model.refiner.weight)]["lr"] == 2.5 * by_id[id(model.last.weight)]["lr"] == 2.5 * settings.learning_rate
+    for parameter in model.parameters():
+        assert (by_id[id(parameter)]["weight_decay"] > 0) == (parameter.ndim > 1)
+
+
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() -> None:
     settings = TrainSettings(max_epochs=6, learning_rate=0.01, lr_patience=0)
     whole = learner(settings)
