@@ -24,7 +24,7 @@ from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
 from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
 from cropreg.splits import is_within
-from cropreg.strips import cut_strips, jittered, offsets_between
+from cropreg.strips import cut_strips, extents_of, jittered, offsets_between
 
 _STRIPS = 1  # tells the chance of strips from that of frames
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
@@ -93,8 +93,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
     - the picture: float32 (3, side, side), normalised, squashed to a square;
     - the box: float32 (4,) x1, y1, x2, y2 in shares of what the picture shows;
     - ``i``, to name the pair when something is wrong with it;
-    - with ``strips``: float32 (4, 3, ALONG_PX, ACROSS_PX), normalised, what lies along the edges of a box that is a little off, and
-      float32 (4,) where in them the true edges are (:mod:`cropreg.strips`).
+    - with ``strips``: float32 (4, 3, ALONG_PX, ACROSS_PX), normalised, what lies along the edges of a box that is a little off, float32
+      (4, EXTENTS) their extents, and float32 (4,) where in them the true edges are (:mod:`cropreg.strips`).
 
     Args:
         dataset: the box dataset.
@@ -185,8 +185,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             image, framed = self._transform(image, framed)
         return image.as_subclass(torch.Tensor), framed.as_subclass(torch.Tensor)[0] / self._side, index, *more
 
-    def _along_edges(self, pixels: NDArray[np.uint8], index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Strips of a box that is off by chance, recoloured and mirrored along the edge, and the offsets of the true one."""
+    def _along_edges(self, pixels: NDArray[np.uint8], index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Strips of a box that is off by chance, recoloured and mirrored along the edge, its extents, and the offsets of the true one."""
         true = self.labels.boxes_norm[index]
         rng = np.random.default_rng([self._seed, int(self._epoch), index, _STRIPS])
         box = jittered(true, rng)
@@ -196,7 +196,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         )
         mirrored = torch.from_numpy(rng.random(4) < 0.5)[:, None, None, None]
         strips = torch.where(mirrored, strips.flip(2), strips)
-        return strips, torch.from_numpy(offsets_between(box, true)).float()
+        extents = extents_of(box, (pixels.shape[1], pixels.shape[0]))
+        return strips, torch.from_numpy(extents), torch.from_numpy(offsets_between(box, true)).float()
 
 
 def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -27,9 +27,10 @@ from cropreg.errors import ClusterError, InputError, ModelError, UsageError
 from cropreg.model import KIND_CHANNELS, CropRegressor
 from cropreg.prediction import LOOKS, Network, Predictor
 from cropreg.schema import SCHEMA_VERSION
-from cropreg.strips import ACROSS_PX, ALONG_PX, REACH, cut_strips
+from cropreg.strips import ACROSS_PX, ALONG_PX, EXTENTS, REACH, cut_strips, extents_of
 
 MAX_DIFFERENCE = 1e-5  # between the file's answers and the model's: a hundredth of a pixel in 1,000
+_INPUTS = ("pixels", "strips", "extents")  # all but the first are the second look's
 _FIRST, _KIND, _SECOND = ("margins", "box_norm"), ("kind",), ("inward", "unsure")  # outputs: of the first look, of the second
 _EXAMPLES = 2  # pictures the graph is traced with; one would be taken for a constant
 
@@ -41,11 +42,13 @@ class _FromPixels(torch.nn.Module):
         super().__init__()
         self.model, self.with_kind = model, with_kind
 
-    def forward(self, pixels: torch.Tensor, strips: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, pixels: torch.Tensor, strips: torch.Tensor | None = None, extents: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """(N, side, side, 3) uint8 RGB to margins (N, 4) as they come, and boxes (N, 4) in shares, within the picture.
 
-        Where asked for, features (N, KIND_CHANNELS) of what kind of picture it is.  And strips (M, 4, along, across, 3) uint8 to how far
-        inward each edge lies, and how unsure that is: (M, 4) in shares of the reach.
+        Where asked for, features (N, KIND_CHANNELS) of what kind of picture it is.  And strips (M, 4, along, across, 3) uint8 with their
+        extents (M, 4, EXTENTS) to how far inward each edge lies, and how unsure that is: (M, 4) in shares of the reach.
         """
         margins, kind = self.model.margins_and_kind(normalise(pixels.permute(0, 3, 1, 2)))
         low = margins[:, :2].clamp(0.0, 0.999)  # the exporter wants both of one type
@@ -56,7 +59,7 @@ class _FromPixels(torch.nn.Module):
         if strips is None:
             return first
         assert self.model.refiner is not None
-        return *first, *self.model.refiner.read(self.model.refiner(normalise(strips.movedim(-1, -3))))
+        return *first, *self.model.refiner.read(self.model.refiner(normalise(strips.movedim(-1, -3)), extents))
 
 
 def to_onnx(model: CropRegressor, info: CheckpointInfo) -> tuple[bytes, float]:
@@ -73,6 +76,7 @@ def to_onnx(model: CropRegressor, info: CheckpointInfo) -> tuple[bytes, float]:
     whole = _FromPixels(model.eval(), _knows_kinds(info))
     inputs, outputs = _names(info)
     examples = tuple(torch.from_numpy(values[:_EXAMPLES]) for values in _pictures(side))[: len(inputs)]
+    of_pictures, of_strips = torch.export.Dim("N"), torch.export.Dim("M")
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             whole,
@@ -80,7 +84,7 @@ def to_onnx(model: CropRegressor, info: CheckpointInfo) -> tuple[bytes, float]:
             dynamo=True,
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=tuple({0: torch.export.Dim(name)} for name in "NM")[: len(inputs)],
+            dynamic_shapes=({0: of_pictures}, {0: of_strips}, {0: of_strips})[: len(inputs)],
             verbose=False,
         )
     assert program is not None  # what the legacy exporter returns
@@ -107,7 +111,7 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
     info = _info_of(session, uri)
     side = info.architecture.image_side
     inputs, outputs = _names(info)
-    shapes = {"pixels": [side, side, 3], "strips": [4, ALONG_PX, ACROSS_PX, 3]}
+    shapes = {"pixels": [side, side, 3], "strips": [4, ALONG_PX, ACROSS_PX, 3], "extents": [4, EXTENTS]}
     expected = [
         *((name, shapes[name]) for name in inputs),
         *((name, [KIND_CHANNELS] if name in _KIND else [4]) for name in outputs),
@@ -122,13 +126,13 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
         margins, *kind = session.run(wanted, some | {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
         return np.asarray(margins, np.float64), np.asarray(kind[0] if kind else np.empty((len(pixels), 0)), np.float64)
 
-    def edges(strips: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        inward, unsure = session.run(["inward", "unsure"], some | {"strips": strips})
+    def edges(strips: NDArray[np.uint8], extents: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        inward, unsure = session.run(["inward", "unsure"], some | {"strips": strips, "extents": extents})
         return np.asarray(inward, np.float64), np.asarray(unsure, np.float64)
 
     network = Network(look, edges if info.architecture.refine else None)
     tried = [*look(torch.from_numpy(_pictures(side)[0]).permute(0, 3, 1, 2))]
-    tried += edges(_pictures(side)[1]) if network.edges else ()
+    tried += edges(*_pictures(side)[1:]) if network.edges else ()
     if not all(np.isfinite(values).all() for values in tried):
         raise ModelError(f"{uri}: gives NaN or Inf. It is damaged; export it again: cropreg export RUN")
     return Predictor(network, info)
@@ -138,7 +142,7 @@ def _names(info: CheckpointInfo) -> tuple[list[str], list[str]]:
     """The names of inputs and outputs: those of the second look and of kinds only where there are such."""
     second = info.architecture.refine
     outputs = [*_FIRST, *(_KIND if _knows_kinds(info) else ()), *(_SECOND if second else ())]
-    return ["pixels", "strips"] if second else ["pixels"], outputs
+    return list(_INPUTS if second else _INPUTS[:1]), outputs
 
 
 def _knows_kinds(info: CheckpointInfo) -> bool:
@@ -185,7 +189,9 @@ def _metadata(info: CheckpointInfo, difference: float) -> dict[str, str]:
         if not info.architecture.refine
         else f"strips: uint8 (M, 4, {ALONG_PX}, {ACROSS_PX}, 3): along the left, top, right and bottom edge of a first box, {REACH:g} of "
         f"the picture's width or height to either side, turned so that the inside is on the right; inward: how far the edge lies inward "
-        f"of the middle, in shares of {REACH:g}; unsure: its standard deviation. cropreg does this twice",
+        f"of the middle, in shares of {REACH:g}; unsure: its standard deviation. extents: float32 (M, 4, {EXTENTS}), natural "
+        "logarithms of shares of the picture's long side: the edge's length, the way to the opposite edge, the strip's reach to one side. "
+        "cropreg does this twice",
         "max_difference": f"{difference:.3g}",
         "calibration": info.calibration.model_dump_json() if info.calibration else "",
         "checkpoint": info.model_dump_json(exclude={"calibration"}),
@@ -248,12 +254,14 @@ def _difference(whole: _FromPixels, data: bytes, info: CheckpointInfo) -> float:
     return largest
 
 
-def _pictures(side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Five pictures (5, side, side, 3) uint8: noise, two slopes, black and white; and strips of theirs (5, 4, along, across, 3)."""
+def _pictures(side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Five pictures (5, side, side, 3) uint8: noise, two slopes, black and white; their strips (5, 4, along, across, 3), and extents."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     slope = np.broadcast_to(np.linspace(0, 255, side).astype(np.uint8)[:, None, None], noise.shape)
     pictures = np.stack([noise, slope, slope.swapaxes(0, 1), np.zeros_like(noise), np.full_like(noise, 255)])
-    return pictures, np.stack([cut_strips(picture, np.array([0.2, 0.3, 0.7, 0.8])) for picture in pictures])
+    box = np.array([0.2, 0.3, 0.7, 0.8])
+    strips = np.stack([cut_strips(picture, box) for picture in pictures])
+    return pictures, strips, np.stack([extents_of(box, (side, side))] * len(pictures))
 
 
 def _import(name: str) -> ModuleType:

@@ -14,7 +14,7 @@ from cropreg.cache import Cache
 from cropreg.dataset import CropDataset, normalised_strips
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
-from cropreg.strips import cut_strips
+from cropreg.strips import cut_strips, extents_of
 
 
 class Steps(Sampler[list[int]]):
@@ -88,11 +88,14 @@ class Loaders:
         """This process's share of the validation rows."""
         return self._val
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
-        """Strips (B, 4, 3, along, across) of validation rows about boxes (B, 4), on the CPU."""
-        boxes = boxes_norm.double().cpu().numpy()
-        cut = [cut_strips(self._val_data.picture(int(row)), box) for row, box in zip(rows, boxes, strict=True)]
-        return normalised_strips(np.stack(cut))
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strips (B, 4, 3, along, across) of validation rows about boxes (B, 4), and their extents (B, 4, EXTENTS), on the CPU."""
+        strips, extents = [], []
+        for row, box in zip(rows, boxes_norm.double().cpu().numpy(), strict=True):
+            pixels = self._val_data.picture(int(row))
+            strips.append(cut_strips(pixels, box))
+            extents.append(extents_of(box, (pixels.shape[1], pixels.shape[0])))
+        return normalised_strips(np.stack(strips)), torch.from_numpy(np.stack(extents))
 
     def names(self, rows: torch.Tensor) -> list[str]:
         """The pair ids of rows of a batch."""

@@ -1,30 +1,51 @@
-"""What training minimises: the IoU loss plus the margin loss."""
+"""What training minimises: a loss of the boxes' overlap plus the margin loss."""
 
 from __future__ import annotations
 
 import torch
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
+
+from cropreg.settings import Overlap
 
 _SMOOTH = 0.01  # margin errors below 1% of a side count quadratically
+_LEAST = 1e-3  # no side of a box is taken for shorter: of one without area the complete IoU is no number
 
 
 def to_boxes(margins: torch.Tensor) -> torch.Tensor:
     """Margins (N, 4) left, top, right, bottom to boxes (N, 4) x1, y1, x2, y2 in shares; margins that meet give a box of one thousandth."""
-    x1y1 = margins[:, :2]
-    return torch.cat([x1y1, torch.maximum(1 - margins[:, 2:], x1y1 + 1e-3)], dim=1)
+    return _with_area(torch.cat([margins[:, :2], 1 - margins[:, 2:]], dim=1))
 
 
-def crop_loss(margins: torch.Tensor, boxes_norm: torch.Tensor, iou_weight: float, margin_weight: float) -> torch.Tensor:
-    """The loss of each picture, (N,): ``iou_weight`` (1 - GIoU) + ``margin_weight`` mean over the edges of smooth L1.
+def crop_loss(
+    margins: torch.Tensor, boxes_norm: torch.Tensor, overlap: Overlap, iou_weight: float, margin_weight: float
+) -> torch.Tensor:
+    """The loss of each picture, (N,): ``iou_weight`` (1 - overlap) + ``margin_weight`` mean over the edges of smooth L1.
 
-    Source: GIoU, Rezatofighi et al. 2019 (torchvision's implementation); smooth L1, Girshick 2015, scaled so that it is |error|
-    less a constant beyond ``0.01``.
+    Sources: GIoU, Rezatofighi et al. 2019; CIoU, Zheng et al. 2020 (torchvision's implementations); smooth L1, Girshick 2015, scaled so
+    that it is |error| less a constant beyond ``0.01``.
 
     Args:
         margins: (N, 4) predicted shares, not clamped.
         boxes_norm: (N, 4) true boxes in shares.
+        overlap: ``iou`` has no slope where boxes do not meet, ``giou`` has one, ``ciou`` weighs centre and proportions too; with
+            ``none`` only the margins count.
+        iou_weight, margin_weight: of the two parts.
     """
-    boxes = to_boxes(margins)
     true_margins = torch.cat([boxes_norm[:, :2], 1 - boxes_norm[:, 2:]], dim=1)
     edges = torch.nn.functional.smooth_l1_loss(margins, true_margins, beta=_SMOOTH, reduction="none").mean(dim=1)
-    return iou_weight * generalized_box_iou_loss(boxes, boxes_norm) + margin_weight * edges
+    if overlap == "none":
+        return margin_weight * edges
+    losses = {"iou": _iou_loss, "giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
+    return iou_weight * losses[overlap](to_boxes(margins), _with_area(boxes_norm)) + margin_weight * edges
+
+
+def _with_area(boxes: torch.Tensor) -> torch.Tensor:
+    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + _LEAST)], dim=1)
+
+
+def _iou_loss(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """1 - IoU of each of (N, 4) with its like."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    both = (high - low).clamp(min=0).prod(dim=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (others[:, 2:] - others[:, :2]).prod(dim=1)
+    return 1 - both / (areas - both)

@@ -59,17 +59,17 @@ class CropRegressor(nn.Module):
             self.head.last.weight.zero_()
             self.head.last.bias.copy_(torch.tensor(prior_margins))
 
-    def forward(self, images: torch.Tensor, strips: torch.Tensor | None = None) -> Any:
+    def forward(self, images: torch.Tensor, strips: torch.Tensor | None = None, extents: torch.Tensor | None = None) -> Any:
         """(N, 3, side, side) normalised pictures to (N, 4) margins: shares cut from left, top, right, bottom; not clamped.
 
-        With ``strips`` (M, 4, 3, ALONG_PX, ACROSS_PX) to a pair: the margins, and the refiner's logits (M, 4, bins).  One call for
-        both, because gradients over several processes are exchanged per call.
+        With ``strips`` (M, 4, 3, ALONG_PX, ACROSS_PX) and their ``extents`` (M, 4, EXTENTS) to a pair: the margins, and the refiner's
+        logits (M, 4, bins).  One call for both, because gradients over several processes are exchanged per call.
         """
         margins = self.margins(images)
         if strips is None:
             return margins
         assert self.refiner is not None, "this model was built without its second look"
-        return margins, self.refiner(strips)
+        return margins, self.refiner(strips, extents)
 
     def margins(self, images: torch.Tensor) -> torch.Tensor:
         """The first look: (N, 3, side, side) normalised pictures to (N, 4) margins."""

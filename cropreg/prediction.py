@@ -19,7 +19,7 @@ from cropreg.dataset import cut_window, normalise, normalised_strips, squash
 from cropreg.images import decode_reduced, read_header
 from cropreg.images.streamed import decode_streamed, is_streamed
 from cropreg.model import CropRegressor
-from cropreg.strips import REACH, cut_strips, moved
+from cropreg.strips import REACH, cut_strips, extents_of, moved
 
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
@@ -34,12 +34,12 @@ class Network:
     Attributes:
         look: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4) and features (N, F) that say what kind of picture each
             is; F is 0 where nothing was learned of kinds.
-        edges: strips (N, 4, ALONG_PX, ACROSS_PX, 3) uint8 to how far inward each edge lies and how unsure that is, two (N, 4) in shares
-            of the reach; None for a model without a second look.
+        edges: strips (N, 4, ALONG_PX, ACROSS_PX, 3) uint8 and their extents (N, 4, EXTENTS) to how far inward each edge lies and how
+            unsure that is, two (N, 4) in shares of the reach; None for a model without a second look.
     """
 
     look: Callable[[torch.Tensor], tuple[NDArray[np.float64], NDArray[np.float64]]]
-    edges: Callable[[NDArray[np.uint8]], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+    edges: Callable[[NDArray[np.uint8], NDArray[np.float32]], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Predictor:
         box = found
         for _ in range(2):
             strips = np.stack([cut_strips(pixels, edges) for pixels, edges in zip(pictures, box, strict=True)])
-            inward, unsure = self._network.edges(strips)
+            extents = np.stack([extents_of(b, (p.shape[1], p.shape[0])) for p, b in zip(pictures, box, strict=True)])
+            inward, unsure = self._network.edges(strips, extents)
             box = in_order(np.clip(moved(box, inward), 0, 1))
         return box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found))
 
@@ -199,9 +200,10 @@ def _by_torch(model: CropRegressor, device: torch.device) -> Network:
         return margins.float().cpu().numpy().astype(np.float64), kind.float().cpu().numpy().astype(np.float64)
 
     @torch.inference_mode()
-    def edges(strips: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def edges(strips: NDArray[np.uint8], extents: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert model.refiner is not None
-        mean, deviation = model.refiner.read(model.refiner(normalised_strips(strips).to(device)).float())
+        logits = model.refiner(normalised_strips(strips).to(device), torch.from_numpy(extents).to(device))
+        mean, deviation = model.refiner.read(logits.float())
         return mean.cpu().numpy().astype(np.float64), deviation.cpu().numpy().astype(np.float64)
 
     return Network(look, edges if model.refiner is not None else None)

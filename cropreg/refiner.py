@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cropreg.strips import ACROSS_PX
+from cropreg.strips import ACROSS_PX, EXTENTS
 
-_CHANNELS = 24
+_CHANNELS, _HIDDEN = 24, 32
 _BINS = ACROSS_PX // 2
 _SOFT = 0.05  # standard deviation of the soft label, in shares of the reach: 0.4% of the picture's side
 _SMOOTH = 0.05
@@ -21,7 +21,10 @@ _LABEL_WEIGHT, _OFFSET_WEIGHT = 0.2, 5.0
 class EdgeRefiner(nn.Module):
     """Strips in, edges out; the same weights for all four edges, which are told which one they are.
 
-    Along the edge everything is pooled by attention: what says where the edge lies may be a small part of it.
+    Along the edge everything is pooled by attention: what says where the edge lies may be a small part of it.  Only then is it told the
+    extents: where something ends is seen alike in strips of all sizes, how much of it a person leaves out is not.  And of each other's
+    strips edges hear what kind they are, whether there is a border or a slant, but not where: an edge that is hard to see has three
+    neighbours that may not be.
     """
 
     positions: torch.Tensor
@@ -29,35 +32,48 @@ class EdgeRefiner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         c = _CHANNELS
+        self.first = nn.Conv2d(3, c, 5, (2, 2), padding=2, bias=False)
+        self.which = nn.Parameter(torch.zeros(4, c))
         self.body = nn.Sequential(
-            _block(3 + 4, c, (2, 1), 5),
+            nn.BatchNorm2d(c),
+            nn.SiLU(inplace=True),
             _block(c, c, (2, 1)),
-            _block(c, 2 * c, (2, 2)),
+            _block(c, 2 * c, (2, 1)),
             _block(2 * c, 2 * c, (1, 1)),
             _block(2 * c, 2 * c, (2, 1)),
             _block(2 * c, 2 * c, (1, 1)),
         )
         self.attention = nn.Conv2d(2 * c, 1, 1)
-        self.across = nn.Sequential(
-            nn.Conv1d(2 * c, 2 * c, 7, padding=3, bias=False),
-            nn.BatchNorm1d(2 * c),
-            nn.SiLU(inplace=True),
-            nn.Conv1d(2 * c, 2 * c, 7, padding=3),
-            nn.SiLU(inplace=True),
-        )
+        self.extents = nn.Sequential(nn.Linear(EXTENTS, _HIDDEN), nn.SiLU(inplace=True), nn.Linear(_HIDDEN, 2 * c))
+        self.across = nn.Sequential(nn.Conv1d(2 * c, 2 * c, 7, padding=3, bias=False), nn.BatchNorm1d(2 * c), nn.SiLU(inplace=True))
+        self.others = nn.Sequential(nn.Linear(4 * 2 * c, 2 * _HIDDEN), nn.SiLU(inplace=True), nn.Linear(2 * _HIDDEN, 2 * c))
+        self.last_but_one = nn.Sequential(nn.Conv1d(2 * c, 2 * c, 7, padding=3), nn.SiLU(inplace=True))
         self.last = nn.Conv1d(2 * c, 1, 1)
         nn.init.zeros_(self.last.weight)  # at first every place is as likely: the first look's edge stands
         self.register_buffer("positions", (torch.arange(_BINS) + 0.5) / _BINS * 2 - 1, persistent=False)
 
-    def forward(self, strips: torch.Tensor) -> torch.Tensor:
-        """(N, 4, 3, ALONG_PX, ACROSS_PX) normalised strips to logits (N, 4, bins) of the edge's place, outside to inside."""
+    def forward(self, strips: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
+        """Where edges lie.
+
+        Args:
+            strips: (N, 4, 3, ALONG_PX, ACROSS_PX), normalised.
+            extents: (N, 4, EXTENTS), see :func:`cropreg.strips.extents_of`.
+
+        Returns:
+            logits (N, 4, bins) of the place, outside to inside.
+        """
         count = strips.shape[0]
-        flat = strips.flatten(0, 1)  # (4N, 3, along, across)
-        which = torch.eye(4, device=flat.device, dtype=flat.dtype).repeat(count, 1)[:, :, None, None]
-        features = self.body(torch.cat([flat, which.expand(-1, -1, flat.shape[2], flat.shape[3])], dim=1))
+        first = self.first(strips.flatten(0, 1))  # (4N, c, along / 2, across / 2)
+        features = self.body(first + self.which.repeat(count, 1)[:, :, None, None])
         weights = self.attention(features).softmax(dim=2)
         pooled = (features * weights).sum(dim=2)  # (4N, 2c, bins)
-        logits: torch.Tensor = self.last(self.across(pooled)).view(count, 4, _BINS)
+        pooled = pooled + self.extents(extents.flatten(0, 1))[:, :, None]
+        seen = self.across(pooled)
+        kinds = seen.mean(dim=2).view(count, 4, -1)
+        # Own, next, opposite and last edge, as each sees them.
+        around = torch.cat([kinds.roll(-turn, dims=1) for turn in range(4)], dim=2)  # (N, 4, 8c)
+        seen = seen + self.others(around.flatten(0, 1))[:, :, None]
+        logits: torch.Tensor = self.last(self.last_but_one(seen)).view(count, 4, _BINS)
         return logits
 
     def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

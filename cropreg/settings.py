@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cropreg.errors import UsageError
 
@@ -21,6 +21,12 @@ VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadab
 DEFAULT_RETRY = "unreadable,crashed"
 TRACKERS = ("mlflow", "wandb")
 ReadFrom = Literal["proxies", "originals"]
+Overlap = Literal["giou", "ciou", "iou", "none"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"image_side": 96, "max_epochs": 20, "lr_patience": 3, "patience": 6},
+    "balanced": {"image_side": 128, "max_epochs": 60, "lr_patience": 8, "patience": 16},
+    "best": {"image_side": 224, "max_epochs": 100, "lr_patience": 10, "patience": 20},
+}
 _MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
 
@@ -71,6 +77,9 @@ class MatchSettings(Settings):
 class TrainSettings(Settings):
     """How ``cropreg train`` learns."""
 
+    preset: Literal["fast", "balanced", "best"] | None = Field(
+        None, description="image side, epochs and patience at once; what is set beside it wins"
+    )
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
     head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
@@ -88,6 +97,7 @@ class TrainSettings(Settings):
     patience: int = Field(16, ge=1, description="stop after so many epochs without a better validation loss")
     lr_patience: int = Field(8, ge=0, description="lower the learning rate after so many epochs without a better validation loss")
     lr_factor: float = Field(0.3, gt=0, lt=1, description="by which the learning rate is then multiplied")
+    overlap: Overlap = Field("giou", description="what the IoU loss measures; none: the margins alone count")
     iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
     margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(
@@ -125,6 +135,13 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     resume: bool = Field(False, description="go on from the run's last checkpoint")
     overwrite: bool = Field(False, description="throw away a run that is there and train again")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        """What a preset says of settings that nothing else was said of; a preset nobody knows is refused as the field it is."""
+        named = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[named], **values} if isinstance(named, str) and named in PRESETS else values
 
     @field_validator("num_workers", mode="before")
     @classmethod

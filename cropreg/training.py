@@ -23,7 +23,11 @@ from cropreg.settings import TrainSettings
 from cropreg.strips import REACH
 
 Batch = Sequence[torch.Tensor]
-"""Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), offsets (B, 4)."""
+"""Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), their extents
+(B, 4, EXTENTS) and offsets (B, 4)."""
+
+
+_REFINER_TIMES = 2.5  # the refiner is small and starts from nothing: it takes larger steps than a backbone that knows much
 
 
 class Batches(Protocol):
@@ -41,8 +45,8 @@ class Batches(Protocol):
         """This process's share of the validation rows; over all processes each row comes once."""
         ...
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
-        """Strips of validation rows about boxes (B, 4); only asked of a model with a refiner."""
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strips of validation rows about boxes (B, 4), and their extents; only asked of a model with a refiner."""
         ...
 
     def names(self, rows: torch.Tensor) -> list[str]:
@@ -106,10 +110,7 @@ class Learner:
     def __init__(self, core: CropRegressor, model: torch.nn.Module, settings: TrainSettings, amp: torch.dtype | None) -> None:
         self.core, self.model, self.amp = core, model, amp
         self.device = next(core.parameters()).device
-        decayed = [p for p in core.parameters() if p.ndim > 1]
-        rest = [p for p in core.parameters() if p.ndim <= 1]  # biases and BatchNorm: decay would only pull them off their meaning
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(core, settings))
         self.scheduler = ReduceLROnPlateau(self.optimizer, factor=settings.lr_factor, patience=settings.lr_patience)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.averaged: AveragedModel | None = None
@@ -140,6 +141,19 @@ class Learner:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
+
+
+def _groups(core: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """The parameters by how they are stepped: ``times`` the learning rate, and with which decay."""
+    grouped: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in core.named_parameters():
+        times = _REFINER_TIMES if name.startswith("refiner.") else 1.0
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0  # it would only pull biases and BatchNorm off their meaning
+        grouped.setdefault((times, decay), []).append(parameter)
+    return [
+        {"params": parameters, "times": times, "lr": settings.learning_rate * times, "weight_decay": decay}
+        for (times, decay), parameters in grouped.items()
+    ]
 
 
 def _following(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -238,15 +252,16 @@ def train_one_epoch(
         done = epoch * steps + step
         if done < warmup_steps:
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (done + 1) / warmup_steps
+                group["lr"] = settings.learning_rate * group["times"] * (done + 1) / warmup_steps
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
-            margins, logits = model(images, more[0].to(device, non_blocking=True)) if more else (model(images), None)
-        losses = crop_loss(margins.float(), boxes_norm, settings.iou_weight, settings.margin_weight)
+            looks = [part.to(device, non_blocking=True) for part in more[:2]]
+            margins, logits = model(images, *looks) if more else (model(images), None)
+        losses = crop_loss(margins.float(), boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         if logits is not None:
             assert learner.core.refiner is not None
-            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[1].to(device, non_blocking=True))
+            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[2].to(device, non_blocking=True))
         # Processes' gradients are averaged with equal weight, whether their shares of the step are equal or not.
         loss = losses.mean() * (len(images) * world / batches.rows_of(step))
         optimizer.zero_grad(set_to_none=True)
@@ -300,14 +315,14 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         margins = model(images).float()
         boxes = to_boxes(margins.clamp(0, 1))
-        loss = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+        loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         if refiner is not None:
-            inward, _ = refiner.read(refiner(batches.val_strips(rows, boxes).to(device)).float())
+            strips, extents = batches.val_strips(rows, boxes)
+            inward, _ = refiner.read(refiner(strips.to(device), extents.to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
-            loss = crop_loss(
-                margins, boxes_norm, settings.iou_weight, settings.margin_weight
-            )  # of the answer: the first look is a means
+            # Of the answer: the first look is a means.
+            loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         iou = box_iou(boxes, boxes_norm).diagonal()
         bde = (boxes - boxes_norm).abs().mean(dim=1)
         sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])

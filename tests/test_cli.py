@@ -15,6 +15,7 @@ from cropreg import cli, logs
 from cropreg.cli.endings import Interrupted
 from cropreg.pipelines import match as match_pipeline
 from cropreg.pipelines import train as train_pipeline
+from cropreg.settings import PRESETS
 
 pytestmark = pytest.mark.long
 
@@ -50,6 +51,15 @@ def test_setting_comes_from_flag_then_variable_then_file_then_default(
 def test_flag_alone_needs_no_file(seen: dict[str, Any], tmp_path: Path) -> None:
     assert cli.run(["train", "boxes", "--out", str(tmp_path), "--from", "originals", "--no-use-gpu", "--address", "ray://x"]) == 0
     assert seen["settings"].from_ == "originals" and seen["settings"].use_gpu is False and seen["address"] == "ray://x"
+
+
+def test_preset_yields_to_flag_and_file(seen: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {patience: 4}")
+    arguments = ["train", "boxes", "--out", str(tmp_path / "run"), "--config", str(file), "--preset", "fast", "--image-side", "160"]
+    assert cli.run(arguments) == 0
+    settings = seen["settings"]
+    assert (settings.image_side, settings.patience, settings.max_epochs) == (160, 4, PRESETS["fast"]["max_epochs"])
 
 
 def test_setting_with_the_name_of_a_python_word_comes_from_a_file(seen: dict[str, Any], tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with torch.no_grad():
         model(normalise(seen))
         if model.refiner is not None:
-            model.refiner(normalise(torch.from_numpy(export._pictures(SIDE)[1]).movedim(-1, -3)))
+            strips, extents = map(torch.from_numpy, export._pictures(SIDE)[1:])
+            model.refiner(normalise(strips.movedim(-1, -3)), extents)
     model.eval()
     with torch.no_grad():
         _, seen_kinds = model.margins_and_kind(normalise(prints.repeat(5, 1, 1, 1) // torch.arange(1, 41)[:, None, None, None]))
@@ -101,7 +102,11 @@ def test_file_takes_any_number_of_pictures_and_gives_boxes_within_them(file: Pat
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(number).integers(0, 256, (number, SIDE, SIDE, 3), np.uint8)
-    second = {"strips": export._pictures(SIDE)[1][:3]} if len(session.get_inputs()) == 2 else {}  # of another number
+    second = (
+        dict(zip(("strips", "extents"), (v[:3] for v in export._pictures(SIDE)[1:]), strict=True))
+        if len(session.get_inputs()) == 3
+        else {}
+    )  # of another number
     margins, box = session.run(["margins", "box_norm"], {"pixels": pixels, **second})
     assert margins.shape == box.shape == (number, 4)
     assert np.allclose(box, in_order(from_margins(np.clip(margins, 0, 1))), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import safetensors.torch
@@ -12,6 +13,7 @@ from cropreg import model as model_module
 from cropreg.errors import InputError, ModelError
 from cropreg.losses import crop_loss, to_boxes
 from cropreg.model import Architecture, CropRegressor, load_backbone
+from cropreg.settings import Overlap
 
 pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pictures
 
@@ -38,20 +40,39 @@ def test_spatial_head_knows_where_things_are_and_the_pooled_one_does_not() -> No
         assert (change > 1e-4) == differs
 
 
-def test_loss_is_nought_at_the_truth_and_grows_away_from_it() -> None:
+OVERLAPS = get_args(Overlap)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_loss_is_nought_at_the_truth_and_grows_away_from_it(overlap: Overlap) -> None:
     truth = torch.tensor([[0.2, 0.2, 0.8, 0.9]])
     exact = torch.tensor([[0.2, 0.2, 0.2, 0.1]])
-    values = [float(crop_loss(exact + d, truth, 1.0, 5.0)) for d in (0.0, 0.01, 0.05, 0.2)]
+    values = [float(crop_loss(exact + d, truth, overlap, 1.0, 5.0)) for d in (0.0, 0.01, 0.05, 0.2)]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert values == sorted(values)
 
 
-def test_loss_of_margins_that_cross_is_finite_and_pulls_them_apart() -> None:
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_loss_of_margins_that_cross_is_finite_and_pulls_them_apart(overlap: Overlap) -> None:
     margins = torch.tensor([[0.9, 0.9, 0.9, 0.9]], requires_grad=True)
-    loss = crop_loss(margins, torch.tensor([[0.2, 0.2, 0.8, 0.8]]), 1.0, 5.0).sum()
+    loss = crop_loss(margins, torch.tensor([[0.2, 0.2, 0.8, 0.8]]), overlap, 1.0, 5.0).sum()
     loss.backward()
     assert torch.isfinite(loss) and margins.grad is not None and bool((margins.grad > 0).all())
     assert (to_boxes(margins)[:, 2:] > to_boxes(margins)[:, :2]).all()
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_loss_and_its_slope_are_numbers_for_a_true_box_without_area(overlap: Overlap) -> None:
+    margins = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
+    loss = crop_loss(margins, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), overlap, 1.0, 5.0).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and margins.grad is not None and bool(torch.isfinite(margins.grad).all())
+
+
+def test_iou_loss_is_one_minus_the_shared_area() -> None:
+    margins = torch.tensor([[0.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.75, 0.0]])
+    truth = torch.tensor([[0.25, 0.0, 0.75, 1.0], [0.5, 0.0, 1.0, 1.0]])  # half of each shared; apart
+    assert crop_loss(margins, truth, "iou", 1.0, 0.0).tolist() == pytest.approx([1 - 1 / 3, 1.0])
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone."])

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from cropreg.errors import UsageError
 from cropreg.settings import (
+    PRESETS,
     VERBS,
     DoorSettings,
     EvaluateSettings,
@@ -47,6 +48,23 @@ def refusal(path: Path, verb: str = "train") -> str:
 
 def test_file_gives_what_it_sets_and_nothing_else(write):
     assert read_yaml(write("batch_size: 64\nflip: both\n"), "train", TrainSettings) == {"batch_size": 64, "flip": "both"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_sets_what_nothing_else_does(preset):
+    settings = TrainSettings(preset=preset, patience=99, seed=3)
+    assert settings == TrainSettings(**{**PRESETS[preset], "patience": 99, "seed": 3, "preset": preset})
+    assert TrainSettings(**settings.model_dump()) == settings, "what a run keeps gives the same settings again"
+
+
+def test_preset_of_a_file_yields_to_what_stands_beside_it(write):
+    values = read_yaml(write("preset: fast\nimage_side: 160\n"), "train", TrainSettings)
+    settings = TrainSettings(**values)
+    assert (settings.image_side, settings.max_epochs) == (160, PRESETS["fast"]["max_epochs"])
+
+
+def test_preset_nobody_knows_is_refused(write):
+    assert "'fast', 'balanced' or 'best'" in refusal(write("preset: quick"))
 
 
 def test_file_may_spell_settings_like_flags(write):

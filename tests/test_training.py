@@ -52,7 +52,7 @@ class Made:
         rows = torch.arange(len(self.boxes))
         return [(self.images[part], self.boxes[part], part) for part in rows.split(self.size_val)]
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise AssertionError("a model without a refiner has no use for strips")
 
     def names(self, rows: torch.Tensor) -> list[str]:
@@ -90,6 +90,19 @@ def test_learning_rate_warms_up_and_falls_on_a_plateau() -> None:
     rates = [r.learning_rate for r in run(settings)]  # so low a rate that the loss stands still
     assert rates[0] == pytest.approx(1e-7), "the last step of the first epoch has the whole rate"
     assert rates[-1] < rates[0] and all(a >= b for a, b in pairwise(rates))
+
+
+def test_the_second_look_takes_larger_steps_and_only_weights_decay() -> None:
+    settings = TrainSettings(warmup_epochs=0, averaging=0.0)
+    torch.manual_seed(0)
+    model: Any = Tiny()
+    model.refiner = nn.Linear(2, 2)
+    learning = Learner(model, model, settings, None)
+    by_id = {id(p): group for group in learning.optimizer.param_groups for p in group["params"]}
+    assert len(by_id) == len(list(model.parameters())), "every parameter is stepped, and once"
+    assert by_id[id(model.refiner.weight)]["lr"] == 2.5 * by_id[id(model.last.weight)]["lr"] == 2.5 * settings.learning_rate
+    for parameter in model.parameters():
+        assert (by_id[id(parameter)]["weight_decay"] > 0) == (parameter.ndim > 1)
 
 
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() -> None:
