@@ -104,7 +104,7 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
     """The match of the picture inside a border that a person laid round the crop; None without border, or if that is not found."""
-    inner = inside_frame(crop)
+    inner = inside_frame(crop) if _texture(crop, s) >= s.flat_texture else None
     if inner is None:
         return None
     match = _judge(blank, original, inner.picture, s)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.picture import Picture
-from cropreg.matching.place import Affine, compose
+from cropreg.matching.place import Affine, apply, compose, shifted
 from cropreg.matching.plane import Plane, between
 
 EVEN = 2.5  # grey levels; a row of a frame deviates less, even after JPEG
@@ -26,6 +26,8 @@ ALIKE_PX = 2  # frames of two sides that differ by no more are meant to be the s
 TONE = 3.0  # grey levels by which a line's mean may differ from the original's, if both show the same margin
 TONE_BIN = 8  # grey levels that are edited alike
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
+LINES = 64  # looked at together
+WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
 GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
 
@@ -100,56 +102,82 @@ def shared_lines(
         blurred: innermost lines that need not be the same.
     """
     height, width = crop.shape
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    there = cv2.warpAffine(original.astype(np.float32), matrix, (width, height), flags=flags, borderValue=OUTSIDE)
     left, top, right, bottom = sides
-    rows, columns = slice(top, height - bottom), slice(left, width - right)
-    shown = crop.astype(np.float32)
-    difference = _toned(there, there[rows, columns], shown[rows, columns]) - shown
+    tones, edited = _tones(original, crop, matrix, (left, top, width - right, height - bottom))
 
-    def count(lines: NDArray[np.float32]) -> int:  # lines (n, length), innermost first
-        if not len(lines):
+    def count(x1: int, y1: int, x2: int, y2: int, turn: int) -> int:  # turned so that its innermost line is the first row
+        if x1 >= x2 or y1 >= y2:
             return 0
+        there = np.rot90(_shown(original, matrix, (x1, y1, x2, y2)), turn)
+        inside = np.interp(there, tones, edited)  # beyond the tones that were learned they are shifted
+        there = inside + np.minimum(there - tones[0], 0) + np.maximum(there - tones[-1], 0)
+        lines = there - np.rot90(crop[y1:y2, x1:x2], turn)
         same = (np.abs(lines.mean(1)) < TONE) & (np.abs(lines).mean(1) < GRAIN)
         same[:blurred] = True
         return len(lines) if same.all() else int(np.argmin(same))
 
     return (
-        count(difference[rows, :left].T[::-1]),
-        count(difference[:top, columns][::-1]),
-        count(difference[rows, width - right :].T),
-        count(difference[height - bottom :, columns]),
+        count(0, top, left, height - bottom, 1),
+        count(left, 0, width - right, top, 2),
+        count(width - right, top, width, height - bottom, 3),
+        count(left, height - bottom, width - right, height, 0),
     )
 
 
-def _toned(pixels: NDArray[np.float32], original: NDArray[np.float32], crop: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``pixels`` of the original in the crop's tones, which may have been edited: learned where both show the same picture, and evenly.
+def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """What the original shows on a part (x1, y1, x2, y2) of the crop's grid: float32, ``OUTSIDE`` beyond its edge."""
+    x1, y1, x2, y2 = part
+    here = compose(matrix, shifted(x1, y1))
+    corners = apply(here, np.array([[0, 0], [x2 - x1, 0], [0, y2 - y1], [x2 - x1, y2 - y1]], np.float64))
+    size = np.array(original.shape[::-1])
+    low = np.clip(np.floor(corners.min(0)) - 1, 0, size - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(0)) + 2, low + 1, size).astype(int)
+    region = original[low[1] : high[1], low[0] : high[0]].astype(np.float32)
+    here[:, 2] -= low
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(region, here, (x2 - x1, y2 - y1), flags=flags, borderValue=OUTSIDE), np.float32)
 
-    Between the tones that occur there it is interpolated, beyond them shifted.
+
+def _tones(
+    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, inner: tuple[int, int, int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How the crop's tones were edited: tones of the original, rising, and what became of them in the crop.
+
+    Learned from windows all over its ``inner`` part, where both show the same picture, and only where the original is even.
     """
-    even = np.abs(original - cv2.blur(original, (EVEN_PX, EVEN_PX))) < EVEN
-    original, crop = original[even], crop[even]
-    bins = np.clip(original / TONE_BIN, 0, 255 // TONE_BIN).astype(np.intp)
-    number = np.bincount(bins, minlength=256 // TONE_BIN)
-    seen = number >= max(8, bins.size // 5000)
-    if not seen.any():
-        return pixels
+    x1, y1, x2, y2 = inner
+    w, h = min(WINDOW_PX, x2 - x1), min(WINDOW_PX, y2 - y1)
+    before, after = [], []
+    for y in np.unique(np.linspace(y1, y2 - h, WINDOWS_PER_SIDE).astype(int)):
+        for x in np.unique(np.linspace(x1, x2 - w, WINDOWS_PER_SIDE).astype(int)):
+            there = _shown(original, matrix, (x, y, x + w, y + h))
+            even = np.abs(there - cv2.blur(there, (EVEN_PX, EVEN_PX))) < EVEN
+            before.append(there[even])
+            after.append(crop[y : y + h, x : x + w][even])
+    tones, edited = np.concatenate(before), np.concatenate(after).astype(np.float32)
+    bins = np.clip(tones / TONE_BIN, 0, 255 // TONE_BIN).astype(np.intp)
+    seen = np.nonzero(np.bincount(bins, minlength=1) >= max(8, bins.size // 5000))[0]
+    if not len(seen):
+        return np.array([0.0, 255.0]), np.array([0.0, 255.0])
     # Medians: what was painted over the crop is no edit of tone.
-    tones, edited = (np.array([np.median(values[bins == b]) for b in np.nonzero(seen)[0]]) for values in (original, crop))
-    inside = np.interp(pixels, tones, edited)
-    return (inside + np.minimum(pixels - tones[0], 0) + np.maximum(pixels - tones[-1], 0)).astype(np.float32)
+    learned = [(float(np.median(tones[bins == b])), float(np.median(edited[bins == b]))) for b in seen]
+    return np.array([a for a, _ in learned]), np.array([b for _, b in learned])
 
 
 def even_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
     """How many even lines of one tone lie at the left, top, right and bottom; none anywhere if fewer than two sides have any."""
-    grey = pixels.astype(np.float32)
-    if sum(float(line.std()) < EVEN for line in (grey[0], grey[-1], grey[:, 0], grey[:, -1])) < 2:
+    border = [line.astype(np.float32) for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])]
+    if sum(float(line.std()) < EVEN for line in border) < 2:
         return 0, 0, 0, 0
-    tone = float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+    tone = float(np.median(np.concatenate(border)))
 
-    def count(lines: NDArray[np.float32]) -> int:  # lines (n, length), outermost first
+    def count(lines: NDArray[np.generic]) -> int:  # lines (n, length), outermost first
         most = int(len(lines) * MOST)
-        even = (np.abs(lines[:most].mean(1) - tone) < EVEN) & (lines[:most].std(1) < EVEN)
-        return most if even.all() else int(np.argmin(even))
+        for first in range(0, most, LINES):
+            some = lines[first : min(first + LINES, most)].astype(np.float32)
+            even = (np.abs(some.mean(1) - tone) < EVEN) & (some.std(1) < EVEN)
+            if not even.all():
+                return first + int(np.argmin(even))
+        return most
 
-    return count(grey.T), count(grey), count(grey.T[::-1]), count(grey[::-1])
+    return count(pixels.T), count(pixels), count(pixels.T[::-1]), count(pixels[::-1])
