@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+NAME ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -59,8 +60,9 @@ check: $(VENV)/.tools ## Checks style, types and that imports point down.
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_floors.py
 
-bench: $(VENV)/.tools ## Measures; each benchmark prints its own numbers.
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+bench: $(VENV)/.tools ## Runs one benchmark: make bench NAME=matching ARGS='--photos DIR'; without NAME it lists them.
+	@if [ -n "$(NAME)" ]; then $(BIN)/python benchmarks/$(NAME).py $(ARGS); else \
+	  for file in benchmarks/*.py; do printf '%-12s ' "$$(basename $$file .py)"; sed -n '1s/"""//gp' $$file; done; fi
 
 clean: ## Removes what the other targets leave behind, except the virtual environment.
 	rm -rf build dist cropreg-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
