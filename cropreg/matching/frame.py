@@ -69,6 +69,8 @@ def inside_frame(crop: Picture) -> Inner | None:
 def is_margin(original: Plane, crop: Plane, place: Affine) -> bool:
     """Whether the original shows the crop's even border as well, as far as the two planes tell; False where they cannot tell."""
     sides = even_sides(crop.pixels)
+    if not any(sides):
+        return True
     matrix = between(original, crop, place)
     blurred = math.ceil(original.step / crop.step) + 1  # innermost lines, into which the picture reaches
     shared = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred)
