@@ -485,3 +485,10 @@ def test_crops_never_go_where_the_originals_are(made: Made) -> None:
         made.out = out
         with pytest.raises(UsageError, match="does not hold the originals"):
             made.run(overwrite=True)
+
+
+def test_constraint_that_moves_an_edge_inward_breaks_the_promise_and_goes_to_review(predictor: Predictor, tmp_path: Path) -> None:
+    row = cropped(
+        knowing(predictor), tmp_path, max_risk=0.1, tolerance=0.01, lean="safe", aspect="9:1"
+    )  # no room for it beside the box
+    assert row["verdict"] == "review" and "a constraint moved an edge inward" in row["reason"] and row["crop_uri"] is None

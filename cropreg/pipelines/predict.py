@@ -343,7 +343,8 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
                 promised = cropping.box_of(row)
                 cropping.shape(row, limits_px, wanted)
                 if judge.promise is not None and min(constraints.outward(promised, cropping.box_of(row))) < 0:
-                    row.update(verdict=REVIEW, reason="what --max-risk promises would not hold: a constraint moved an edge inward")
+                    broken = "what --max-risk promises would not hold: a constraint moved an edge inward"
+                    row.update(verdict=REVIEW, reason="; ".join(text for text in (row["reason"], broken) if text))
             if row["verdict"] == ACCEPT or settings.all:
                 _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
