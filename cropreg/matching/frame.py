@@ -24,12 +24,12 @@ EDGE_PX = 2
 UNEVEN_PX = 6
 ALIKE_PX = 2  # frames of two sides that differ by no more are meant to be the same
 TONE = 3.0  # grey levels by which a line's mean may differ from the original's, if both show the same margin
+GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
 TONE_BIN = 8  # grey levels that are edited alike
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
 LINES = 64  # looked at together
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
-GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def margins_of(inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8
 
     Where two sides show the same frame, it lies round all four, for white on white would not show it.
     """
-    center = np.array([[1, 0, 0.5], [0, 1, 0.5]]), np.array([[1, 0, -0.5], [0, 1, -0.5]])
-    shared = shared_lines(original, crop, compose(center[1], compose(place, center[0])), inner.sides)
+    shared = shared_lines(original, crop, between(Plane(original), Plane(crop), place), inner.sides)
     frames = [n - own for n, own in zip(inner.sides, shared, strict=True)]
     wide = sorted(n for n in frames if n > 0)
     same = next((a for a, b in itertools.pairwise(wide) if b - a <= ALIKE_PX), None)
