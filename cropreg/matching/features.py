@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,35 +17,48 @@ Points = NDArray[np.complex128]  # (n,) x + iy
 SEED = 20240  # the trials are the same in every process
 
 
+class Keypoints(NamedTuple):
+    """Corners of a plane: (n, 2) x, y in plane pixels, and their codes (n, 32); None without any."""
+
+    plane: Plane
+    points: NDArray[np.float64]
+    codes: NDArray[np.uint8] | None
+
+
 def by_features(
-    original: Plane, crop: Plane, *, num_features: int, scale_range: tuple[float, float], max_angle_deg: float, count: int
+    original: Keypoints, crop: Keypoints, *, scale_range: tuple[float, float], max_angle_deg: float, count: int
 ) -> list[Candidate]:
     """Candidates from ORB keypoints (Rublee et al., ICCV 2011) and a similarity that most of them agree on (RANSAC), best first.
 
-    ``scale_range`` is in crop pixels per original pixel.  Cost: 6 ms.
+    ``scale_range`` is in crop pixels per original pixel.  Cost: 2 ms, and 2 for the keypoints of each.
     """
-    points_o, codes_o = _keypoints(original.pixels, num_features)
-    points_c, codes_c = _keypoints(crop.pixels, num_features)
-    if codes_o is None or codes_c is None or len(points_c) < 6 or len(points_o) < 6:
+    if original.codes is None or crop.codes is None or len(crop.points) < 6 or len(original.points) < 6:
         return []
-    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(codes_c, codes_o, k=2)
+    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(crop.codes, original.codes, k=2)
     good = [p[0] for p in pairs if len(p) == 2 and p[0].distance < 0.85 * p[1].distance and p[0].distance < 64]
     if len(good) < 5:
         return []
-    a = points_c[[m.queryIdx for m in good]]
-    b = points_o[[m.trainIdx for m in good]]
-    plane_scale = original.step / crop.step  # a crop plane pixel covers crop.step crop px, that is crop.step / scale original px
+    a = crop.points[[m.queryIdx for m in good]]
+    b = original.points[[m.trainIdx for m in good]]
+    # a crop plane pixel covers crop.step crop px, that is crop.step / scale original px
+    plane_scale = original.plane.step / crop.plane.step
     low, high = (1 / (s * plane_scale) for s in scale_range[::-1])
     found = []
     for linear, shift, votes in similarities(a, b, (low, high), max_angle_deg, count):
         matrix = np.hstack([linear, shift[:, None]])
         found.append(
-            Candidate(without_shear(from_between(original, crop, matrix), crop.center_xy), votes / len(good), original.step)
+            Candidate(
+                without_shear(from_between(original.plane, crop.plane, matrix), crop.plane.center_xy),
+                votes / len(good),
+                original.plane.step,
+            )
         )
     return found
 
 
-def _keypoints(pixels: NDArray[np.generic], num_features: int) -> tuple[NDArray[np.float64], NDArray[np.uint8] | None]:
+def keypoints(plane: Plane, num_features: int) -> Keypoints:
+    """The ``num_features`` strongest corners of a plane."""
+    pixels = plane.pixels
     grey = pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0, 255).astype(np.uint8)
     # small planes: the patch is 31 px and keypoints keep away from the edge, so enlarge the picture by two instead
     zoom = 2 if max(grey.shape) < 400 else 1
@@ -52,7 +67,7 @@ def _keypoints(pixels: NDArray[np.generic], num_features: int) -> tuple[NDArray[
     orb = cv2.ORB_create(nfeatures=num_features, scaleFactor=1.3, nlevels=6, edgeThreshold=16, patchSize=31, fastThreshold=10)
     points, codes = orb.detectAndCompute(grey, None)
     xy = np.array([p.pt for p in points], np.float64).reshape(-1, 2)
-    return (xy + 0.5) / zoom - 0.5, codes
+    return Keypoints(plane, (xy + 0.5) / zoom - 0.5, codes)
 
 
 def similarities(

@@ -34,8 +34,7 @@ from cropreg.storage import read_bytes
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-HALF_MAX_PX = 8_000_000  # larger originals are correlated at a quarter or less, for the sake of memory
-QUARTER_MAX_PX = 750_000  # at what is left of them: correlating takes 40 bytes a pixel
+FINER_PX = 750_000  # pixels at which originals are correlated whole, for a template of fine texture: it takes 40 bytes a pixel
 DEFAULTS = MatcherSettings()
 
 
@@ -145,9 +144,8 @@ def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: Match
         found = follow(original, crop, likely, "shift", "ncc", s)
     if found is None or not convinces(found, s):
         candidates = by_features(
-            original.search_plane.resampled(max(original.size_wh) / s.features_long_side_px),
-            crop.search_plane.resampled(max(crop.size_wh) / s.features_long_side_px),
-            num_features=s.num_features, scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
+            original.keypoints(s.features_long_side_px, s.num_features), crop.keypoints(s.features_long_side_px, s.num_features),
+            scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "similarity", "features", s))
     if not plausible(found, s):  # turned or resized by little, and without corners: the peak is near the place, but no shift fits
@@ -162,22 +160,30 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
     fits = cw <= ow and ch <= oh
     found = quick_search(original, crop, lowest_scale, s)
+    fine = fits and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture)
+    if fine and _texture(crop, s) < s.faint_texture and not plausible(found, s):  # nobody resizes skies, or few
+        found, fine = _finer(original, crop, found, s), False
     if not plausible(found, s):
         candidates = over_scales(
             original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px,
             s.sweep_band_px, s.sweep_peaks,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
-    if fits and not plausible(found, s) and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture):
-        half = _at_half_size(original, crop, s)
-        found = half if plausible(half, s) else better(found, half)  # one that shows no tiles has no merit
+    if fine and not plausible(found, s):
+        found = _finer(original, crop, found, s)
     return found
+
+
+def _finer(original: Picture, crop: Picture, found: Found | None, s: MatcherSettings) -> Found | None:
+    """What the search found, or what more resolution does."""
+    half = _at_half_size(original, crop, s)
+    return half if plausible(half, s) else better(found, half)  # one that shows no tiles has no merit
 
 
 def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found | None:
     """Correlates everything at half size, large pictures at a quarter or less: brings back plain crops whose only texture is fine."""
     num_px = original.size_wh[0] * original.size_wh[1]
-    factor = 1 if min(crop.size_wh) < 64 else 2 if num_px <= HALF_MAX_PX else math.ceil(math.sqrt(num_px / QUARTER_MAX_PX))
+    factor = 1 if min(crop.size_wh) < 64 else max(2, round(math.sqrt(num_px / FINER_PX)))
     whole, part = (averaged(Plane(p.full()), factor) for p in (original, crop))
     pair = Pair(whole.smoothed(s.smooth_px), part.smoothed(s.smooth_px), s.band_px)
     scores = correlation_map(*(band_pass(plane.pixels, s.band_px) for plane in (pair.original, pair.crop)))

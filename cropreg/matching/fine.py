@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -12,6 +13,9 @@ from cropreg.matching import place as places
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, warped
 from cropreg.matching.register import register
+
+STILL_PX = 0.02  # plane px; a shorter step moves nothing any more
+FIRST_LOOK = 6  # steps: from where the planes put it, a window needs 3 or 4
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,12 @@ def apart(rectangles: list[Rectangle]) -> list[Rectangle]:
 
 def register_windows(
     original: Plane, crop: Plane, place: Affine, *, rectangles: list[Rectangle], smooth_px: float, band_px: int, iterations: int,
-    reach_px: float, least_ncc: float, most_sigma_px: float,
+    reach_px: float, least_ncc: float, clear_ncc: float, most_sigma_px: float,
 ) -> list[Window]:  # fmt: skip
-    """Registers each window within about ``reach_px`` original pixels, both planes full-size; leaves out those that say nothing."""
+    """Registers each window within about ``reach_px`` original pixels, both planes full-size; leaves out those that say nothing.
+
+    One that correlates by ``clear_ncc`` beside the place is not looked for farther off.
+    """
     scale = places.scale(place)
     step = max(1.0, 1 / scale)  # original pixels per working pixel: the coarser of both
     reach = max(1, round(reach_px / step))
@@ -98,7 +105,10 @@ def register_windows(
             continue
         pair = Pair(part_o, part_c, band_px)
         # Not robustly: a window of which a part is painted over is outvoted by the other windows.
-        fit = register(pair, _nearby(pair, place, reach), "shift", iterations=iterations, robust=False, tolerance_px=0.02)
+        look = partial(register, pair, model="shift", robust=False, tolerance_px=STILL_PX)
+        fit = look(place, iterations=min(iterations, FIRST_LOOK))
+        if fit.step_px > STILL_PX or fit.ncc < clear_ncc:  # what is not there may be near
+            fit = look(_nearby(pair, place, reach), iterations=iterations)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
         near = np.abs(shift).max() <= reach_px + 2 * step

@@ -131,7 +131,9 @@ def follow(
         seen.append(fit.place)
         pair = pair_at(0)
         found = Found(fit, compare(pair, fit.place, s), method, pair)
-        if max(pair.crop.size_wh) < s.small_px and step > 1.5 and min(found.evidence.median, found.evidence.band) > s.closer_ncc:
+        judged = model == "shift" and found.evidence.tiles >= s.many_tiles and convinces(found, s)
+        promising = min(found.evidence.median, found.evidence.band) > s.closer_ncc
+        if max(pair.crop.size_wh) < s.small_px and step > 1.5 and promising and not judged:
             small.append(found)
             continue
         best = better(best, found)
@@ -168,12 +170,16 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
         return pairs[level]
 
     best: Fit | None = None
-    for model in ("shift", "similarity"):
-        fit = coarse_to_fine(pair_at, levels, found.place, model, iterations=s.iterations, least_ncc=s.least_ncc)
+    for model, least_ncc in (("shift", s.least_ncc), ("similarity", s.closer_ncc)):
+        if model == "shift" and not found.is_shift:
+            continue
+        fit = coarse_to_fine(pair_at, levels, found.place, model, iterations=s.iterations, least_ncc=least_ncc)
+        if fit.ncc < least_ncc:
+            return None
         if best is None or fit.ncc > best.ncc + 0.003:
             best = fit
-        if fit.ncc < s.least_ncc:
-            return None
+        if best.ncc >= s.sure_median:  # whether that is all is asked of what was found, see settle
+            break
     assert best is not None
     return Found(best, compare(pair_at(0), best.place, s), found.method, pair_at(0))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cropreg import images
 from cropreg.errors import UnreadableImage
+from cropreg.matching.features import Keypoints, keypoints
 from cropreg.matching.plane import Plane
 from cropreg.matching.progressive import first_scan
 
@@ -21,8 +22,7 @@ PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a m
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
 NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most noise is quantised away
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
-FULL_MAX_PX = 2_200_000  # smaller JPEGs are decoded whole at once: most are asked for their full size in the end, and 0.7 + 1 > 1
-PROGRESSIVE_MAX_PX = 1_000_000  # the same for progressive ones, whose full decode costs four times as much
+FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -48,6 +48,7 @@ class Picture:
         self._reduced_color: NDArray[np.uint8] | None = None
         self._halved: dict[float, Plane] = {}
         self._planes: dict[tuple[float, int], Plane] = {}  # by step and band, 0 for none
+        self._keypoints: Keypoints | None = None
         self._source: Callable[[], NDArray[np.uint8]] = self._decoded
 
     @classmethod
@@ -82,8 +83,7 @@ class Picture:
     @property
     def factor(self) -> int:
         """By how much the decoder reduces the picture: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
-        whole_px = PROGRESSIVE_MAX_PX if self.header.progressive else FULL_MAX_PX
-        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= whole_px:
+        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= FULL_MAX_PX:
             return 1
         least = PROXY_LONG_SIDE_PX if self._with_proxy else SEARCH_LONG_SIDE_PX
         return 8 if max(self.size_wh) >= 8 * least and min(self.size_wh) >= 8 * 24 else 1
@@ -141,6 +141,12 @@ class Picture:
                 self._planes.pop(next(iter(self._planes)))
             self._planes[key] = make()
         return self._planes[key]
+
+    def keypoints(self, long_side_px: int, num_features: int) -> Keypoints:
+        """The corners of the search plane at about ``long_side_px``; kept for the next crop, and for a mirrored one."""
+        if self._keypoints is None:
+            self._keypoints = keypoints(self.search_plane.resampled(max(self.size_wh) / long_side_px), num_features)
+        return self._keypoints
 
     def full(self) -> NDArray[np.uint8]:
         """The grey picture at full size (H, W)."""

@@ -31,7 +31,8 @@ class Fit:
     """A registered place.
 
     ``ncc`` is the band-passed correlation, ``residual`` the mean squared band-passed difference after the gain divided by the
-    variance of the crop, ``sigma_px`` the predicted standard deviation of the worst box edge in full-size original pixels.
+    variance of the crop, ``sigma_px`` the predicted standard deviation of the worst box edge in full-size original pixels,
+    ``step_px`` the last step in plane pixels.
     """
 
     place: Affine
@@ -40,6 +41,7 @@ class Fit:
     sigma_px: float
     converged: bool
     model: str
+    step_px: float = np.inf
 
 
 def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: bool = True, tolerance_px: float = 0.01) -> Fit:
@@ -96,7 +98,7 @@ def register(pair: Pair, place: Affine, model: str, *, iterations: int, robust: 
         sigma *= pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     # Planes have slightly different steps in x and y, so that a turn of one plane shears the place.
     place = pair.place(matrix) if model == "shift" else without_shear(pair.place(matrix), grid.center_xy, stretched=model == "free")
-    return Fit(place, ncc, squared * target.size / energy, sigma, step_px < 0.1, model)
+    return Fit(place, ncc, squared * target.size / energy, sigma, step_px < 0.1, model, step_px)
 
 
 def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDArray[np.float64]:

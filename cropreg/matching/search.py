@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine, without_shear
 from cropreg.matching.plane import Plane, band_pass, deviation, from_between
+
+MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _vertex(line: NDArray[np.float32], i: int) -> float:
         return 0.0
     before, here, after = (float(v) for v in line[i - 1 : i + 2])
     bend = before - 2 * here + after
-    return 0.0 if bend >= -1e-9 else float(np.clip((before - after) / (2 * bend), -0.5, 0.5))
+    return 0.0 if bend >= -1e-9 else min(0.5, max(-0.5, (before - after) / (2 * bend)))
 
 
 def at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: int, count: int) -> list[Candidate]:
@@ -108,6 +110,18 @@ def distinct(candidates: list[Candidate], apart_px: float) -> list[Candidate]:
     return kept
 
 
+def _swept(
+    lowest: float, highest: float, ratio: float, template_px: int, long_px: float, least_step: float
+) -> Iterator[tuple[float, float]]:
+    """Scales ``ratio`` apart, farther where the template is smaller, and the original pixels a pixel that make it ``template_px`` long."""
+    scale = lowest
+    while scale <= highest:
+        step = max(long_px / scale / template_px, least_step)
+        yield scale, step
+        smaller = template_px * scale * step / long_px  # 1 where there is enough for a whole template
+        scale *= 1 + (ratio - 1) * min(smaller, MOST_WIDENED)
+
+
 def over_scales(
     original: Plane, crop: Plane, lowest: float, highest: float, ratio: float, template_px: int, band_px: int, count: int
 ) -> list[Candidate]:
@@ -119,11 +133,8 @@ def over_scales(
     pyramid = [original]
     while min(pyramid[-1].size_wh) >= 32:
         pyramid.append(pyramid[-1].reduced(2))
-    steps = max(1, math.ceil(math.log(highest / lowest) / math.log(ratio)))
-    for i in range(steps + 1):
-        scale = lowest * (highest / lowest) ** (i / steps)
-        # full-size original pixels per pixel of the template, so that its long side is template_px
-        step = max(max(n * s for n, s in zip(crop.size_wh, crop.step_xy, strict=True)) / scale / template_px, original.step)
+    long_px = max(n * s for n, s in zip(crop.size_wh, crop.step_xy, strict=True))
+    for scale, step in _swept(lowest, highest, ratio, template_px, long_px, original.step):
         nearest = max((p for p in pyramid if p.step <= step * 1.001), key=lambda p: p.step)
         template, whole = crop.resampled(step * scale), nearest.resampled(step)
         if crop.step > step * scale * 1.02:  # the crop is the coarser one

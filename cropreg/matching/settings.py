@@ -80,11 +80,13 @@ class MatcherSettings(Settings):
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     grain_share: float = Field(0.6, description="correlation of grain elsewhere over the best, above which it is a pattern")
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
+    many_tiles: int = Field(30, description="textured tiles that judge even such a crop, if they convince")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
     finest_px: int = Field(800, description="working px; the same where windows do not tell the edges of a resized crop")
     most_closer: int = Field(3, ge=1, description="candidates of one search looked at so, the best first")
     closer_ncc: float = Field(
-        0.5, description="median tile NCC at 1/8 that earns a closer look; right places reach 0.9 even when tiny"
+        0.5,
+        description="median tile NCC at 1/8 that earns a closer look, and band-passed NCC there: right places reach 0.9 even when tiny",
     )
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     shift_ncc: float = Field(0.5, description="the same at coarse levels for a crop that was only cut out; right ones reach 0.8")

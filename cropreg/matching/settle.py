@@ -19,14 +19,15 @@ from cropreg.matching.fine import (
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
+from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
 from cropreg.matching.local import common_stretch, displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
-from cropreg.matching.register import register
+from cropreg.matching.register import Fit, register
 from cropreg.matching.settings import MatcherSettings
+from cropreg.matching.verify import quantile
 
 SIGMAS, RESIZED_PX = 3.0, 0.08
 """Of a resized crop: what least squares is too sure by, and what the unknown kernel and the rounded size add, in crop px (of 250 crops)."""
@@ -67,7 +68,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     rectangles = apart(rectangles + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
     look = partial(
         register_windows, full_o, full_c, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
-        iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, most_sigma_px=s.window_sigma,
+        iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
     )  # fmt: skip
     start = place = common = found.place
     windows, error_px = look(start), _error_px(found, kept)
@@ -128,7 +129,7 @@ def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affi
     for place in candidates:
         windows = register_windows(
             full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
-            iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, most_sigma_px=np.inf,
+            iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, clear_ncc=s.sure_median, most_sigma_px=np.inf,
         )  # fmt: skip
         rests.append((sum(w.rest for w in windows) + len(rectangles) - len(windows)) / len(rectangles) + 0.002)
     best = int(np.argmin(rests))
@@ -161,7 +162,12 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
         if _rest(register(half, start, "shift", iterations=1, robust=False).ncc) < s.free_gain * _rest(asked.ncc):
             return shift, True
         start = asked.place if asked.converged else start
-    free = found if found.fit.model in ("similarity", "free") else refit(found, start, "similarity", s)
+    free = found
+    if found.fit.model not in ("similarity", "free"):
+        fit = register(found.pair, start, "similarity", iterations=s.iterations)
+        if shift and _adds_nothing(shift.fit, fit, s):
+            return shift, True
+        free = replace(found, fit=fit, evidence=compare(found.pair, fit.place, s))
     scale = places.scale(free.place)
     if free.fit.converged and abs(scale * found.pair.step / found.pair.crop.step - 1) > s.repair and found.pair.crop.step > 1:
         free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
@@ -179,6 +185,12 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     if stretched.fit.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.fit.ncc):
         return stretched, False
     return free, False
+
+
+def _adds_nothing(shift: Fit, free: Fit, s: MatcherSettings) -> bool:
+    """Whether a fit with scale and angle leaves a mere shift standing, as most do, before anything is compared."""
+    near = _is_near(free.place, min(s.repair, s.most_kept_scale), s.most_kept_angle_deg)
+    return not free.converged or (near and _rest(shift.ncc) < s.free_gain * _rest(free.ncc))
 
 
 def _rest(ncc: float) -> float:
@@ -236,8 +248,8 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
         stretch_px = common_stretch(small, corner, w / h, 0.5 / places.scale(found.place))
         small, large = small.without_stretch(stretch_px), large.without_stretch(stretch_px)
     relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
-    median = float(np.median(relative))
-    calm = median < s.calm_median and float(np.quantile(relative, 0.9)) < s.calm_most
+    median = quantile(relative, 0.5)
+    calm = median < s.calm_median and quantile(relative, 0.9) < s.calm_most
     size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
     strength = np.where(sure, size / np.maximum(large.sigmas_px, 1e-6), 0.0)

@@ -63,8 +63,8 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
     return Evidence(
         score=zero_mean_ncc(moved_raw, target_raw),  # type: ignore[arg-type]
         band=all_cov / max((all_t * all_m) ** 0.5, 1e-6),
-        median=float(np.median(some)) if some.size else 0.0,
-        low=float(np.quantile(some, 0.2)) if some.size else 0.0,
+        median=quantile(some, 0.5) if some.size else 0.0,
+        low=quantile(some, 0.2) if some.size else 0.0,
         tiles=int(textured.sum()),
         textured=float(textured.mean()),
         inside=inside_share(pair.original.size_wh, matrix, (w, h)),
@@ -72,6 +72,14 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
         gain=all_cov / max(all_m, 1e-6),
         tile_ncc=ncc.astype(np.float32),
     )
+
+
+def quantile(values: NDArray[np.float64], share: float) -> float:
+    """As ``numpy.quantile`` of (n,) values, which takes a tenth of a millisecond to start."""
+    ordered, place = np.sort(values), share * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
 
 
 def zero_mean_ncc(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
