@@ -55,7 +55,7 @@ class MatchSettings(Settings):
     pair_memory_mb: int = Field(4096, ge=64, description="a pair that needs more memory than this is given up, MB")
     pairs_per_part: int = Field(0, ge=0, le=100_000, description="pairs in one file of the dataset; 0: by the number of pairs")
     max_bad_share: float = Field(0.5, ge=0, le=1, description="exit code 6 when a larger share of the pairs is not found")
-    concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: as many as the cluster has CPUs")
+    concurrency: int | None = Field(None, ge=1, description="tasks at a time; default: half as many again as the cluster has CPUs")
     retry_failed: str | None = Field(
         None, description=f"verdicts to match again though nothing changed; without any named: {DEFAULT_RETRY}"
     )

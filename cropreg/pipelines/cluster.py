@@ -30,6 +30,7 @@ from cropreg.logs import Progress
 log = logging.getLogger(__name__)
 
 _FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
+_CPUS_A_TASK = 2 / 3  # Ray Data lets 0.2 s pass between two tasks; meanwhile half as many more keep the cores busy
 _SEEN_WITHIN_S = 10  # a network disk may show a new file late
 
 
@@ -164,6 +165,11 @@ def _look_from_every_node(nodes: list[dict[str, Any]], uris: list[str], probe: s
             )
 
 
+def sharing(concurrency: int | None) -> dict[str, Any]:
+    """What ``ray.data.Dataset.map`` is told of tasks that keep cores busy: so many at a time, or as many as that takes."""
+    return {"compute": ray.data.TaskPoolStrategy(size=concurrency)} if concurrency else {"num_cpus": _CPUS_A_TASK}
+
+
 def _unseen(uris: list[str], probe: str | None) -> list[str]:
     """Which files the node that runs this does not see, a network disk's delay allowed for."""
     unseen = [uri for uri in (*uris, probe) if uri is not None]
@@ -194,14 +200,13 @@ def spread(
     connect(address)
     num_blocks = math.ceil(len(items) / min(max(len(items) // 64, 4), 100))
     table = pa.table({"number": pa.array(range(len(items)), pa.int64()), "item": pa.array(items, pa.string())})
-    compute = ray.data.TaskPoolStrategy(size=concurrency) if concurrency else None
     data = ray.data.from_arrow(table, override_num_blocks=num_blocks)
     data = data.map_batches(
         _spread_block,
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"function": function, "shared": ray.put(shared)},
-        compute=compute,
+        **sharing(concurrency),
     )
     results: list[bytes] = [b""] * len(items)
     with faults_named(), Progress(title, len(items), unit) as progress:

@@ -273,11 +273,10 @@ def _build(
     )
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
     blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
-    compute = ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None
     data = ray.data.from_arrow_refs(blocks).map(
         _build_part,
         fn_kwargs={"out": out, "how": how, "limits": _limits(settings), "shares": shares, "label": label},
-        compute=compute,
+        **cluster.sharing(settings.concurrency),
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()
