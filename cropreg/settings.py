@@ -109,7 +109,7 @@ class TrainSettings(Settings):
     loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
     num_workers: int | str = Field(
         1,
-        description="training workers; MIN:MAX, not seen to work yet: as many as there is room for; 0 trains in this process, without Ray",
+        description="training workers; MIN:MAX: as many as there is room for, asked every minute; 0 trains in this process, without Ray",
     )
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: if the cluster has any")
     resources: str = Field(

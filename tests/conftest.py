@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -21,6 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside each other, and their mo
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background; drivers would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,24 @@ class Bands(nn.Module):
         return margins
 
 
-def learn(boxes: str, settings: TrainSettings, rank: int, world: int) -> tuple[list[EpochResult], dict[str, torch.Tensor], float]:
-    """Trains in this process, one of ``world``; returns the epochs, the weights and the validation loss of untouched weights."""
+def learn(
+    boxes: str, settings: TrainSettings, state: dict[str, Any] | None, rank: int, world: int
+) -> tuple[list[EpochResult], dict[str, torch.Tensor], float, dict[str, Any]]:
+    """Trains in this process, one of ``world``, from the start or from a state.
+
+    Returns the epochs, the weights, the validation loss of untouched weights, and the state to go on from.
+    """
     torch.manual_seed(0)
     core: Any = Bands()
     batches = Loaders(BoxDataset.open(boxes), settings, torch.device("cpu"), rank, world)
     before = validate(core, batches, settings)
     model = nn.parallel.DistributedDataParallel(core) if world > 1 else core
     learner = Learner(core, model, settings, None)
+    if state is not None:
+        learner.restore(deepcopy(state))  # the optimiser keeps what it is given, and here that is memory all processes share
     results: list[EpochResult] = []
     fit(learner, batches, settings, results.append)
-    return results, learner.judged.state_dict(), before.loss
+    return results, learner.judged.state_dict(), before.loss, learner.state()
 
 
 def _process(rank: int, world: int, port: int, work: Any, arguments: tuple[Any, ...], folder: str) -> None:
@@ -76,9 +84,9 @@ def over(world: int, folder: Path, work: Any, *arguments: Any) -> list[Any]:
 @pytest.mark.long
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_learn_what_one_would_at_the_same_batch(made_boxes: Path, tmp_path: Path, world: int) -> None:
-    expected, weights, before = learn(str(made_boxes), SETTINGS, 0, 1)
-    every = over(world, tmp_path, learn, str(made_boxes), SETTINGS)
-    for results, theirs, untouched in every:
+    expected, weights, before, _ = learn(str(made_boxes), SETTINGS, None, 0, 1)
+    every = over(world, tmp_path, learn, str(made_boxes), SETTINGS, None)
+    for results, theirs, untouched, _ in every:
         assert untouched == pytest.approx(before, rel=1e-6)
         for ours, one in zip(results, expected, strict=True):
             assert ours.train_loss == pytest.approx(one.train_loss, rel=1e-4)
@@ -86,7 +94,24 @@ def test_processes_learn_what_one_would_at_the_same_batch(made_boxes: Path, tmp_
             assert (ours.learning_rate, ours.is_best) == (one.learning_rate, one.is_best)
         for name, value in weights.items():
             assert torch.allclose(theirs[name], value, atol=1e-4), name
-    assert all([r.val_loss for r in results] == [r.val_loss for r in every[0][0]] for results, _, _ in every), "to the last bit"
+    assert all([r.val_loss for r in results] == [r.val_loss for r in every[0][0]] for results, *_ in every), "to the last bit"
+
+
+@pytest.mark.long
+def test_run_whose_number_of_processes_changes_learns_what_one_would(made_boxes: Path, tmp_path: Path) -> None:
+    expected, weights, *_ = learn(str(made_boxes), SETTINGS, None, 0, 1)
+    results: list[EpochResult] = []
+    state: dict[str, Any] | None = None
+    for epochs, world in ((1, 1), (2, 2), (3, 3)):
+        settings = SETTINGS.model_copy(update={"max_epochs": epochs})
+        part, learned, _, state = over(world, tmp_path, learn, str(made_boxes), settings, state)[0]
+        results += part
+    assert [result.epoch for result in results] == [0, 1, 2]
+    for ours, one in zip(results, expected, strict=True):
+        assert ours.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+        assert ours.val_loss == pytest.approx(one.val_loss, rel=1e-4)
+        assert (ours.learning_rate, ours.is_best) == (one.learning_rate, one.is_best)
+    assert all(torch.allclose(learned[name], value, atol=1e-4) for name, value in weights.items())
 
 
 def diverge(boxes: str, rank: int, world: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the cluster has, to be changed by a test."""
     have = {"CPU": 8.0, "GPU": 0.0}
     monkeypatch.setattr(train.cluster, "total", lambda name: have.get(name, 0.0))
+    monkeypatch.setattr(train.cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": have}])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return have
 
@@ -60,6 +62,30 @@ def test_workers_share_the_cpus_unless_they_have_gpus(has: dict[str, float]) -> 
     assert scaling(num_workers=2) == (2, {"CPU": 1.0, "GPU": 1.0})
     assert scaling(num_workers=3) == (3, {"CPU": 2.0}), "not every worker could have one"
     assert scaling(num_workers=2, use_gpu=False) == (2, {"CPU": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("machines", "count", "share"),
+    [([8], 3, 2), ([4, 4, 4], 2, 4), ([4, 4, 4], 4, 2), ([8, 2], 2, 4), ([2, 2, 1], 3, 1), ([1], 2, 1), ([0], 1, 1), ([], 2, 1)],
+)
+def test_share_of_the_cpus_fits_on_one_machine(
+    machines: list[int], count: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in machines]
+    monkeypatch.setattr(train.cluster.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    assert train.cluster.share_of_cpus(count) == share
+
+
+def test_ray_is_told_how_long_to_wait_for_room_and_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    monkeypatch.delenv(name, raising=False)
+    with train._waiting_for_room(60):
+        assert os.environ[name] == "60"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "7")
+    with train._waiting_for_room(60):
+        assert os.environ[name] == "7", "the user's own word"
+    assert os.environ[name] == "7"
 
 
 def test_resources_are_what_a_worker_reserves(has: dict[str, float]) -> None:

@@ -46,8 +46,6 @@ def connect(address: str | None = None) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; silences its notice
-        # The group of training workers needs longer than Ray's 60 s when two busy cores import torch.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data"):  # notices, not news
             logging.getLogger(noisy).setLevel(logging.CRITICAL)  # errors come to us as exceptions, and are told once
         on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -102,6 +100,13 @@ def total(resource: str) -> float:
     """How much of a resource (``CPU``, ``GPU``) the cluster has now."""
     resources: dict[str, Any] = ray.cluster_resources()
     return float(resources.get(resource, 0))
+
+
+def share_of_cpus(count: int) -> float:
+    """The most whole CPUs that each of ``count`` workers can have where none is split over two machines; at least 1."""
+    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    shares = range(max(machines, default=1), 1, -1)
+    return float(next((share for share in shares if sum(cpus // share for cpus in machines) >= count), 1))
 
 
 def check_shared(to_read: Iterable[str], to_write: str | None = None) -> None:

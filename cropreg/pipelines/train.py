@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -36,6 +38,10 @@ from cropreg.training import EpochResult, Learner, fit
 log = logging.getLogger(__name__)
 
 _COLLECTIVE_TIMEOUT_S = 300  # workers that wait longer than this for each other have lost one
+# How long Ray Train waits for room for its workers, and how often again.  A GPU machine that first has to start takes minutes.  A run
+# that takes what there is finds room at once, or waits for a lost machine, of whose loss Ray Train hears up to 20 s late.
+_ROOM_S, _ROOM_AGAIN = 600, 2
+_ELASTIC_ROOM_S, _ELASTIC_ROOM_AGAIN = 60, 29
 
 
 def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -129,6 +135,7 @@ def _fit_on_cluster(
     cluster.connect(address)
     cluster.check_shared((storage.join(dataset.uri, part.file) for part in dataset.parts("pairs")), out)
     scaling = _scaling(settings, address)
+    elastic = settings.least_workers < settings.most_workers
     gpus_each = scaling.resources_per_worker.get("GPU", 0)
     trainer = TorchTrainer(
         _worker,
@@ -139,7 +146,9 @@ def _fit_on_cluster(
         run_config=RunConfig(
             name="ray",
             storage_path=out if storage.is_remote(out) else storage.local_path(out),
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=_ELASTIC_ROOM_AGAIN if elastic else _ROOM_AGAIN
+            ),
         ),
     )
     storage.remove(storage.join(out, runs.FAILED))
@@ -153,11 +162,12 @@ def _fit_on_cluster(
 
     # Beside, so that this thread can tell how far the run is and be interrupted.
     thread = threading.Thread(target=fit_trainer, daemon=True)
-    thread.start()
     teller = runs.Follower(out, settings, progress)
-    while thread.is_alive():
-        thread.join(runs.POLL_S)
-        teller.tell()
+    with _waiting_for_room(_ELASTIC_ROOM_S if elastic else _ROOM_S):
+        thread.start()
+        while thread.is_alive():
+            thread.join(runs.POLL_S)
+            teller.tell()
     teller.tell()
     storage.remove(storage.join(out, "ray"))  # Ray's own notes on the run; its checkpoints are not there
     storage.remove(storage.join(out, runs.PROGRESS))
@@ -168,6 +178,20 @@ def _fit_on_cluster(
         raise ClusterError(
             f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
         ) from outcome["error"]
+
+
+@contextlib.contextmanager
+def _waiting_for_room(seconds: float) -> Iterator[None]:
+    """How long Ray Train waits for its workers' room, unless the environment says so already: it is told no other way."""
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(seconds)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _scaling(settings: TrainSettings, address: str | None) -> Any:
@@ -186,7 +210,7 @@ def _scaling(settings: TrainSettings, address: str | None) -> Any:
     if "GPU" not in each:
         each["GPU"] = float(cluster.total("GPU") >= least if use_gpu is None else use_gpu)
     if "CPU" not in each:
-        each["CPU"] = 1.0 if each["GPU"] else max(1.0, cluster.total("CPU") // most)
+        each["CPU"] = 1.0 if each["GPU"] else cluster.share_of_cpus(most)
     short = [
         f"{least * amount:g} {name} (there are {cluster.total(name):g})"
         for name, amount in each.items()
