@@ -16,7 +16,7 @@ import torch
 from conftest import framed_print, textured
 from PIL import Image
 
-from cropreg import calibration, cli, novelty, storage
+from cropreg import calibration, cli, cropping, novelty, storage
 from cropreg.boxes import EDGES, Box
 from cropreg.checkpoint import CheckpointInfo, Outcomes
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
@@ -408,7 +408,7 @@ def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: M
     made.model_id = "model-2"
     with pytest.raises(OutputError, match="holds crops of another model"):
         made.run()
-    write = predict._write_crop
+    write = cropping.write_crop
 
     def only_even(row: dict[str, Any], *rest: Any) -> None:
         if int(Path(row["image_uri"]).stem) % 2:
@@ -416,7 +416,7 @@ def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: M
         else:
             write(row, *rest)
 
-    monkeypatch.setattr(predict, "_write_crop", only_even)
+    monkeypatch.setattr(cropping, "write_crop", only_even)
     made.run(overwrite=True)
     assert sorted(p.name for p in made.out.iterdir() if p.suffix == ".png") == ["0.png", "2.png"]
 

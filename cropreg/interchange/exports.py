@@ -61,7 +61,7 @@ def write(
         rows: of the predictions table, by the picture's path relative to ``images``.
         images, out: URIs of the folders.
         doubtful: sidecars for doubtful crops too.
-        overwrite: start sidecars anew, and remove those of pictures that have no crop any more.
+        overwrite: start sidecars anew, and remove those of pictures that have no crop any more; a person's no always removes them.
         max_pixels: of a picture, where its header must be read.
 
     Returns:
@@ -128,8 +128,8 @@ def _write_sidecars(
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         written = list(pool.map(write_one, sorted(cropped)))
-    if overwrite:
-        for picture in rows.keys() - cropped.keys():
+    for picture in rows.keys() - cropped.keys():
+        if overwrite or rows[picture]["reviewed_by"]:  # else it would still be cropped where a person said no
             storage.remove(storage.join(out, names[picture]))
     counts = {kind: sum(written)}
     return counts | ({f"{kind}_left_alone": len(written) - sum(written)} if not all(written) else {})
