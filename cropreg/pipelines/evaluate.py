@@ -59,7 +59,7 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
         resamplings=settings.bootstrap,
         rng=np.random.default_rng(settings.seed),
         sizes_wh=data.labels.sizes_wh,
-        neighbour_norm=_copied(dataset, data.labels, BoxDataset.open(trained_on)),
+        neighbour_norm=_copied(dataset, data.labels, trained_on),
     )
     result |= {"split": settings.split, "boxes": uri, "checkpoint_epoch": predictor.info.epoch}
     if np.isfinite(predictions.unlike).all():
@@ -69,10 +69,15 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
     return {**summary, "code": 0, **result, "text": table(result)}
 
 
-def _copied(dataset: BoxDataset, labels: Labels, trained_on: BoxDataset) -> NDArray[np.float64] | None:
-    """Of each picture the crop of the training picture that looks most alike; None where pictures have no perceptual hash."""
-    known = read_labels(trained_on, "train")
-    hashes, known_hashes = (_hashes(of, rows) for of, rows in ((dataset, labels), (trained_on, known)))
+def _copied(dataset: BoxDataset, labels: Labels, trained_on: str) -> NDArray[np.float64] | None:
+    """Of each picture the crop of the training picture that looks most alike; None where the training pictures cannot be asked."""
+    try:
+        taught = dataset if trained_on == dataset.uri else BoxDataset.open(trained_on)
+    except InputError as error:
+        log.warning("no crop of the nearest picture to compare with: %s", error)
+        return None
+    known = read_labels(taught, "train")
+    hashes, known_hashes = (_hashes(of, rows) for of, rows in ((dataset, labels), (taught, known)))
     if hashes is None or known_hashes is None:
         return None
     groups, known_groups = (np.array(rows.groups.to_pylist(), object) for rows in (labels, known))
