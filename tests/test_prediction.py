@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -28,6 +29,7 @@ from cropreg.pipelines.predict import crop_batch
 from cropreg.prediction import Predictor, read_small
 from cropreg.schema import PREDICTIONS, read_predictions
 from cropreg.settings import PredictSettings
+from cropreg.storage import local
 
 pytestmark = pytest.mark.long
 
@@ -401,6 +403,30 @@ def test_interrupted_run_goes_on_where_it_was(made: Made, overwrite: bool) -> No
     ]
     assert made.run()["computed"] == 0
     assert made.run(overwrite=True)["computed"] == 4, "what is finished is written again"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_full_or_locked_disk_ends_the_run_with_4_and_what_to_do_and_keeps_what_was_finished(
+    made: Made, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    create = local.create
+
+    def failing(uri: str, data: bytes) -> bool:
+        if uri.endswith("2.png"):
+            raise OSError(number, os.strerror(number))
+        return create(uri, data)
+
+    monkeypatch.setattr(local, "create", failing)
+    with pytest.raises(
+        OutputError, match=rf"2\.png: cannot be written \({os.strerror(number)}\).*free or unlock.*run again"
+    ) as told:
+        made.run()
+    assert told.value.exit_code == 4
+    assert sorted(path.name for path in made.out.glob("*.png")) == ["0.png", "1.png"]
+    monkeypatch.undo()
+    monkeypatch.setattr(predict, "_model_id", lambda *_: made.model_id)
+    monkeypatch.setattr(predict, "_predict", made._predict)
+    assert made.run()["computed"] == 2
 
 
 def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
