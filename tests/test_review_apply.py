@@ -109,6 +109,17 @@ def test_rejected_picture_loses_its_sidecar_and_others_keep_theirs(images: Path,
     assert sorted(p.name for p in [*out.rglob("*.xmp"), *out.rglob("*.pp3")]) == ["0.png.pp3", "0.xmp"]
 
 
+def test_sidecar_of_a_review_that_was_taken_back_goes_with_its_crop(images: Path, out: Path) -> None:
+    with_sidecars = PredictSettings(export_="xmp", apply_reviews=True)
+    made = [decide(out, 1, "correct", (30.0, 40.0, 90.0, 70.0)), decide(out, 2, "accept")]
+    predict.run("run", str(images), out=str(out), settings=with_sidecars)
+    assert sorted(p.name for p in out.rglob("*.xmp")) == ["0.xmp", "1.xmp", "2.xmp"]
+    for number, review in zip((1, 2), made, strict=True):
+        decide(out, number, "undo", undoes=review)
+    predict.run("run", str(images), out=str(out), settings=with_sidecars)
+    assert sorted(p.name for p in out.rglob("*.xmp")) == ["0.xmp", "1.xmp"], "1 is sure again without a person, 2 is not"
+
+
 def test_turned_box_is_cut_turned_even_where_it_sticks_out(images: Path, out: Path) -> None:
     decide(out, 3, "correct", (-5.0, 20.0, 95.0, 100.0), angle=12.0)
     predict.run("run", str(images), out=str(out), settings=APPLY)

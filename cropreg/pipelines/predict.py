@@ -95,6 +95,7 @@ def run(
     if settings.apply_reviews:  # of a row whose review was taken back, only the model knows what it was
         taken_back = {uri: row for uri, row in done.items() if row["reviewed_by"] and not corrections.holds(judged.get(uri), row)}
         done = {uri: row for uri, row in done.items() if uri not in taken_back}
+        job = replace(job, taken_back=frozenset(taken_back))
     elif judged and settings.overwrite:
         log.warning("reviewed=%d pictures get the model's crop again; --apply-reviews keeps what a person decided", len(judged))
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(entries) - len(done)}
@@ -137,6 +138,7 @@ class _Job:
     settings: PredictSettings
     formats: tuple[str, ...]
     address: str | None
+    taken_back: frozenset[str] = frozenset()  # pictures whose review was
 
 
 def _listed(job: _Job) -> list[Entry]:
@@ -173,6 +175,7 @@ def _crop(
             doubtful=settings.all,
             overwrite=settings.overwrite,
             max_pixels=settings.max_pixels,
+            taken_back={names[uri] for uri in job.taken_back & names.keys()},
         )
     return rows, more
 
