@@ -15,7 +15,8 @@ from cropreg.constraints import Constraints
 from cropreg.errors import CropregError, OutputError
 from cropreg.images import read_header
 from cropreg.images.streamed import is_streamed
-from cropreg.schema import REVIEW
+from cropreg.interchange import exports
+from cropreg.schema import FAILED, REVIEW
 from cropreg.settings import PredictSettings
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -92,6 +93,30 @@ def write(row: dict[str, Any], data: bytes, uri: str, settings: PredictSettings)
         storage.write_whole(uri, crop)
         return True
     return storage.create_exclusive(uri, crop) or storage.read_bytes(uri) == crop
+
+
+def write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
+    """Writes a row's crop below ``out`` and notes where; a picture that cannot be cut becomes ``failed`` with the reason.
+
+    One of a kind that is read but not written has no crop, and is not ``failed`` where sidecars are written.
+
+    Raises:
+        OutputError: the place cannot be written: the next picture would fail too.
+    """
+    uri = storage.join(out, relative)
+    try:
+        written = write(row, data, uri, settings)
+    except NotCut as error:
+        if error.is_only_read and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
+            row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
+        else:
+            row.update(verdict=FAILED, reason=str(error))
+        return
+    if not written:
+        reason = f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out."
+        row.update(verdict=FAILED, reason=reason)
+        return
+    row["crop_uri"] = uri
 
 
 def cut(row: dict[str, Any], data: bytes, settings: PredictSettings) -> bytes:

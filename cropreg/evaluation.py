@@ -26,6 +26,8 @@ def evaluate(
     *,
     resamplings: int,
     rng: np.random.Generator,
+    sizes_wh: NDArray[np.int64] | None = None,
+    neighbour_norm: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """The figures of ``evaluation.json``.
 
@@ -35,21 +37,26 @@ def evaluate(
         how: the model's calibration, to hold its promise against what came true.
         resamplings: of the bootstrap; 0 leaves the interval out.
         rng: for the bootstrap.
+        sizes_wh: (N, 2) of the pictures, px, for errors in pixels.
+        neighbour_norm: (N, 4) the crop of the training picture that looks most alike.
     """
     ious = {name: boxes.iou(boxes.from_margins(margins), true_norm) for name, margins in baselines.items()}
     best = max(ious, key=lambda name: float(ious[name].mean()))
     model_iou = boxes.iou(predicted_norm, true_norm)
     result: dict[str, Any] = {
         "n": len(true_norm),
-        "model": summarise(predicted_norm, true_norm),
+        "model": summarise(predicted_norm, true_norm, sizes_wh),
         "baselines": {
-            name: summarise(np.broadcast_to(boxes.from_margins(m), true_norm.shape), true_norm) for name, m in baselines.items()
+            name: summarise(np.broadcast_to(boxes.from_margins(m), true_norm.shape), true_norm, sizes_wh)
+            for name, m in baselines.items()
         },
         "best_baseline": best,
         "skill": skill(float(model_iou.mean()), float(ious[best].mean())),
         "skill_ci": skill_interval(model_iou, ious[best], resamplings, rng) if resamplings else None,
         "edges": edges_followed(predicted_norm, true_norm),
     }
+    if neighbour_norm is not None:  # it looks at the picture, so it is no baseline of the skill
+        result["neighbour"] = summarise(neighbour_norm, true_norm, sizes_wh)
     if how is not None and how.edge_factors is not None:
         low, high = np.moveaxis(calibration.intervals(predicted_norm, spread, how), -1, 0)
         inside = (true_norm >= low) & (true_norm <= high)

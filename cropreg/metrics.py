@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cropreg import boxes
+from cropreg.strips import OUTWARD
 
 Margins = tuple[float, float, float, float]
 _THRESHOLDS = (0.75, 0.90, 0.95)
+_NOTICED = 0.005  # share of a side that an edge may be off before it is said to cut too much, or too little
 
 
-def summarise(predicted_norm: NDArray[np.float64], true_norm: NDArray[np.float64]) -> dict[str, float]:
-    """Mean and median IoU, the share of pictures above .75, .90 and .95, and mean and per-edge errors.
+def summarise(
+    predicted_norm: NDArray[np.float64], true_norm: NDArray[np.float64], sizes_wh: NDArray[np.int64] | None = None
+) -> dict[str, float]:
+    """Mean and median IoU, the share of pictures above .75, .90 and .95, and the errors of all edges and of each.
+
+    ``error_left`` is the mean distance, ``shift_left`` the mean of how far outward the edge lies (inward: negative), shares of the side;
+    with ``sizes_wh`` the same in pixels, ``error_left_px`` and ``shift_left_px``.  ``over_crop`` is the share of pictures of which some
+    edge cuts away more than .005 of a side that the true box holds, ``under_crop`` the share of which some edge leaves that much too much.
 
     Args:
         predicted_norm, true_norm: (N, 4) boxes in shares of the picture, N > 0.
+        sizes_wh: (N, 2) of the pictures, px.
     """
     iou = boxes.iou(predicted_norm, true_norm)
-    edge = np.abs(predicted_norm - true_norm)
+    shift = (predicted_norm - true_norm) * OUTWARD
+    edge = np.abs(shift)
     result = {"iou_mean": float(iou.mean()), "iou_median": float(np.median(iou))}
     result |= {f"iou_at_{round(100 * t)}": float((iou >= t).mean()) for t in _THRESHOLDS}
     result |= {"bde_mean": float(edge.mean()), "bde_median": float(np.median(edge.mean(axis=1)))}
-    return result | {f"error_{name}": float(edge[:, i].mean()) for i, name in enumerate(boxes.EDGES)}
+    result["over_crop"] = float((shift < -_NOTICED).any(axis=1).mean())
+    result["under_crop"] = float((shift > _NOTICED).any(axis=1).mean())
+    units = {"": np.ones((1, 4))} | ({} if sizes_wh is None else {"_px": np.tile(sizes_wh, 2)})
+    for unit, scale in units.items():
+        for name, values in (("error", edge * scale), ("shift", shift * scale)):
+            result |= {f"{name}_{e}{unit}": float(values[:, i].mean()) for i, e in enumerate(boxes.EDGES)}
+    return result
+
+
+def copy_nearest(
+    hashes: NDArray[np.uint64],
+    groups: NDArray[Any],
+    known: NDArray[np.uint64],
+    known_groups: NDArray[Any],
+    boxes_norm: NDArray[Any],
+) -> NDArray[np.float64]:
+    """The box (N, 4) of the known picture that looks most like each: of the fewest different bits of the perceptual hash.
+
+    Pictures of its own group are not asked.  Of several as near it is their median.
+
+    Args:
+        hashes, groups: (N,) of the pictures.
+        known, known_groups, boxes_norm: (M,), (M,) and (M, 4) of those whose crops are known, of at least one other group each.
+    """
+    found = np.empty((len(hashes), 4))
+    for i, (one, group) in enumerate(zip(hashes, groups, strict=True)):
+        bits = np.where(known_groups == group, 255, np.bitwise_count(known ^ one))
+        found[i] = np.median(boxes_norm[bits == bits.min()], axis=0)
+    return found
 
 
 def fit_baselines(true_norm: NDArray[np.float64]) -> dict[str, Margins]:

@@ -103,6 +103,22 @@ def doubt_png(doubt: Mapping[str, Any], reliability: Sequence[Mapping[str, Any]]
     return buffer.getvalue()
 
 
+def shifts_png(shift: NDArray[np.float64]) -> bytes:
+    """Histograms of how far outward the four edges lie (N, 4), shares of the side; what is beyond the outermost bars counts in them."""
+    from matplotlib.figure import Figure
+
+    percent = 100 * shift
+    reach = max(1.0, float(np.percentile(np.abs(percent), 98)))
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    for i, axes in enumerate(figure.subplots(1, 4, sharey=True)):
+        axes.hist(np.clip(percent[:, i], -reach, reach), bins=np.linspace(-reach, reach, 31))
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set(title=EDGES[i], xlabel="% of the side, outward")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
 def sheet(examples: Sequence[Example], columns: int) -> NDArray[np.uint8]:
     """A contact sheet, RGB: each original with the true box (green) and the predicted one (red), then both crops."""
     canvas = _grid([_cell(example) for example in examples], columns)
@@ -164,11 +180,13 @@ def page(title: str, evaluation: Mapping[str, Any], pictures: Mapping[str, tuple
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     images = {name: f"data:{kind};base64,{base64.b64encode(data).decode()}" for name, (kind, data) in pictures.items()}
     rows = {"model": evaluation["model"], **evaluation["baselines"]}
-    columns = ["iou_mean", "iou_median", "iou_at_75", "iou_at_90", "iou_at_95", "bde_mean", *(f"error_{edge}" for edge in EDGES)]
+    if "neighbour" in evaluation:
+        rows["most alike"] = evaluation["neighbour"]
+    columns = ["iou_mean", "iou_median", "iou_at_75", "iou_at_90", "iou_at_95", "bde_mean", "over_crop", "under_crop"]
     half = _risk_at(evaluation["doubt"]["curve"], 0.5)
     return (
         environment.from_string(_PAGE)
-        .render(title=title, e=evaluation, rows=rows, columns=columns, images=images, half=half)
+        .render(title=title, e=evaluation, rows=rows, columns=columns, edges=EDGES, images=images, half=half)
         .encode()
     )
 
@@ -258,7 +276,20 @@ _PAGE = """<!doctype html>
 {% endfor %}
 </tbody></table></div>
 <p>IoU is the overlap of two boxes, 1 when they are the same; "iou at 90" is the share of pictures with at least .90.
- BDE is the mean error of the four edges, errors are shares of the picture's width or height.</p>
+ BDE is the mean error of the four edges, as a share of the picture's width or height. "over crop" is the share of pictures of which some
+ edge cuts away more than 0.5% of a side that the person kept, "under crop" that of which some edge leaves that much too much; both may be
+ true of one.{% if e.neighbour %} "most alike" copies the crop of the training picture that looks most like each.{% endif %}</p>
+<h2>Edge by edge</h2>
+<div class="wide"><table><thead><tr><th></th><th>mean error</th><th>mean outward</th><th>best constant's error</th>
+{% if "error_left_px" in e.model %}<th>mean error, px</th><th>mean outward, px</th>{% endif %}</tr></thead><tbody>
+{% for edge in edges %}<tr><td>{{ edge }}</td><td>{{ "%.2f%%" % (100 * e.model["error_" ~ edge]) }}</td>
+<td>{{ "%+.2f%%" % (100 * e.model["shift_" ~ edge]) }}</td><td>{{ "%.2f%%" % (100 * e.baselines[e.best_baseline]["error_" ~ edge]) }}</td>
+{% if "error_left_px" in e.model %}<td>{{ "%.1f" % e.model["error_" ~ edge ~ "_px"] }}</td>
+<td>{{ "%+.1f" % e.model["shift_" ~ edge ~ "_px"] }}</td>{% endif %}</tr>
+{% endfor %}
+</tbody></table></div>
+<p>Outward has a sign: where it is below nought the edge lies too far inside, and crops lose content; near nought it errs to both sides
+ alike.</p>
 <h2>How sure it is</h2>
 {% if e.intervals %}<p>Intervals: promised to hold each edge with {{ "%.0f" % (100 * e.intervals.promised) }}%,
  held {{ "%.1f" % (100 * e.intervals.held) }}%

@@ -55,6 +55,24 @@ def test_report_tells_how_sure_the_model_is_or_that_nobody_knows(rows: int) -> N
     result = evaluate(predicted, spread, true, fit_baselines(true), how, resamplings=0, rng=rng) | {"split": "test", "unlike": 0.25}
     plot = report.doubt_png(result["doubt"], result["reliability"])
     page = report.page("a run", result, {"Doubt": ("image/png", plot)}).decode()
+    assert "most alike" not in page and ", px" not in page, "nobody gave sizes or a neighbour"
+    more = evaluate(
+        predicted,
+        spread,
+        true,
+        fit_baselines(true),
+        how,
+        resamplings=0,
+        rng=rng,
+        sizes_wh=np.full((rows, 2), 900),
+        neighbour_norm=true,
+    )
+    told = report.page("a run", more | {"split": "test"}, {"Edges": ("image/png", report.shifts_png(predicted - true))}).decode()
+    assert (
+        "<td>most alike</td>" in told
+        and f"{more['model']['error_top_px']:.1f}" in told
+        and f"{100 * more['model']['shift_left']:+.2f}%" in told
+    )
     assert ("came true" in page and "left 9" in page) == (rows == 60)
     assert ("too few pairs in its calib split" in page) == (rows == 5)
     assert "25.0% of these pictures look unlike" in page and f"{result['doubt']['aurc']:.4f}" in page

@@ -226,6 +226,8 @@ def test_evaluate_writes_figures_and_report(trained: Path, boxes: Path) -> None:
     summary = evaluate.run(str(trained), settings=EvaluateSettings(split="all", bootstrap=50))
     figures = json.loads((trained / "evaluation.json").read_text())
     assert figures["n"] == 30 and set(figures["baselines"]) == {"no_crop", "centre", "median_box", "iou_optimal"}
+    assert 0 < figures["neighbour"]["iou_mean"] < 1 and figures["baselines"]["no_crop"]["over_crop"] == 0
+    assert figures["model"]["error_left_px"] > figures["model"]["error_left"]
     assert figures["model"]["iou_mean"] == pytest.approx(summary["model"]["iou_mean"])
     page = (trained / "report.html").read_text()
     assert "median box" in page and "data:image/jpeg;base64," in page and "http" not in page.replace("http-equiv", "")

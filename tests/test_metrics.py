@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cropreg import boxes, calibration
 from cropreg.evaluation import evaluate, in_words, table
-from cropreg.metrics import edges_followed, fit_baselines, skill, skill_interval, summarise
+from cropreg.metrics import copy_nearest, edges_followed, fit_baselines, skill, skill_interval, summarise
 
 
 def some_boxes(count: int, seed: int = 0, spread: float = 0.05) -> NDArray[np.float64]:
@@ -23,6 +23,31 @@ def test_perfect_predictions_have_iou_one_and_no_error() -> None:
     result = summarise(truth, truth)
     assert result["iou_mean"] == result["iou_at_95"] == pytest.approx(1)
     assert result["bde_mean"] == 0
+
+
+def test_edge_too_far_inside_cuts_too_much_and_one_too_far_outside_too_little() -> None:
+    truth = np.tile([0.2, 0.2, 0.8, 0.8], (4, 1))
+    predicted = truth.copy()
+    predicted[0, 0] += 0.02  # left, inward
+    predicted[1, 3] += 0.04  # bottom, outward
+    predicted[2] += [0.01, 0, 0.01, 0]  # moved to the right: both
+    predicted[3] += 0.004  # too little to count
+    result = summarise(predicted, truth, np.tile([1000, 500], (4, 1)))
+    assert (result["over_crop"], result["under_crop"]) == (0.5, 0.5)
+    assert result["shift_left"] == pytest.approx(-(0.02 + 0.01 + 0.004) / 4)
+    assert result["error_bottom"] == pytest.approx((0.04 + 0.004) / 4) == pytest.approx(result["shift_bottom"])
+    assert result["shift_left_px"] == pytest.approx(-8.5) and result["error_bottom_px"] == pytest.approx(5.5)
+    assert "error_left_px" not in summarise(predicted, truth)
+
+
+def test_crop_is_copied_from_what_looks_most_alike_but_not_from_its_own_group() -> None:
+    known, boxes_norm = np.array([0b1111, 0b1100, 0b0011], np.uint64), some_boxes(3)
+    groups = np.array(["a", "b", "c"], object)
+    asked = np.array([0b1110, 0b1111, 0b0111], np.uint64)
+    copied = copy_nearest(asked, np.array(["x", "a", "a"], object), known, groups, boxes_norm)
+    assert np.array_equal(copied[0], np.median(boxes_norm[:2], axis=0)), "two are as near"
+    assert np.array_equal(copied[1], np.median(boxes_norm[1:], axis=0)), "its own is not asked"
+    assert np.array_equal(copied[2], boxes_norm[2])
 
 
 def test_iou_optimal_constant_is_at_least_as_good_as_every_other_baseline() -> None:

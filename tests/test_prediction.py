@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 from conftest import framed_print, textured
 from PIL import Image
 
-from cropreg import calibration, cli, novelty, storage
+from cropreg import calibration, cli, cropping, novelty, storage
 from cropreg.boxes import EDGES, Box
 from cropreg.checkpoint import CheckpointInfo, Outcomes
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
@@ -28,6 +29,7 @@ from cropreg.pipelines.predict import crop_batch
 from cropreg.prediction import Predictor, read_small
 from cropreg.schema import PREDICTIONS, read_predictions
 from cropreg.settings import PredictSettings
+from cropreg.storage import local
 
 pytestmark = pytest.mark.long
 
@@ -403,12 +405,36 @@ def test_interrupted_run_goes_on_where_it_was(made: Made, overwrite: bool) -> No
     assert made.run(overwrite=True)["computed"] == 4, "what is finished is written again"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_full_or_locked_disk_ends_the_run_with_4_and_what_to_do_and_keeps_what_was_finished(
+    made: Made, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    create = local.create
+
+    def failing(uri: str, data: bytes) -> bool:
+        if uri.endswith("2.png"):
+            raise OSError(number, os.strerror(number))
+        return create(uri, data)
+
+    monkeypatch.setattr(local, "create", failing)
+    with pytest.raises(
+        OutputError, match=rf"2\.png: cannot be written \({os.strerror(number)}\).*free or unlock.*run again"
+    ) as told:
+        made.run()
+    assert told.value.exit_code == 4
+    assert sorted(path.name for path in made.out.glob("*.png")) == ["0.png", "1.png"]
+    monkeypatch.undo()
+    monkeypatch.setattr(predict, "_model_id", lambda *_: made.model_id)
+    monkeypatch.setattr(predict, "_predict", made._predict)
+    assert made.run()["computed"] == 2
+
+
 def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     made.run()
     made.model_id = "model-2"
     with pytest.raises(OutputError, match="holds crops of another model"):
         made.run()
-    write = predict._write_crop
+    write = cropping.write_crop
 
     def only_even(row: dict[str, Any], *rest: Any) -> None:
         if int(Path(row["image_uri"]).stem) % 2:
@@ -416,7 +442,7 @@ def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: M
         else:
             write(row, *rest)
 
-    monkeypatch.setattr(predict, "_write_crop", only_even)
+    monkeypatch.setattr(cropping, "write_crop", only_even)
     made.run(overwrite=True)
     assert sorted(p.name for p in made.out.iterdir() if p.suffix == ".png") == ["0.png", "2.png"]
 

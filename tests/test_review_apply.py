@@ -101,6 +101,25 @@ def test_rejected_crop_is_taken_away(images: Path, out: Path) -> None:
     assert (row["verdict"], row["reason"], row["crop_uri"]) == ("review", "rejected by ann", None)
 
 
+def test_rejected_picture_loses_its_sidecar_and_others_keep_theirs(images: Path, out: Path) -> None:
+    predict.run("run", str(images), out=str(out), settings=PredictSettings(export_="xmp,pp3"))
+    assert len([*out.rglob("*.xmp"), *out.rglob("*.pp3")]) == 4
+    decide(out, 1, "reject")
+    predict.run("run", str(images), out=str(out), settings=PredictSettings(export_="xmp,pp3", apply_reviews=True))
+    assert sorted(p.name for p in [*out.rglob("*.xmp"), *out.rglob("*.pp3")]) == ["0.png.pp3", "0.xmp"]
+
+
+def test_sidecar_of_a_review_that_was_taken_back_goes_with_its_crop(images: Path, out: Path) -> None:
+    with_sidecars = PredictSettings(export_="xmp", apply_reviews=True)
+    made = [decide(out, 1, "correct", (30.0, 40.0, 90.0, 70.0)), decide(out, 2, "accept")]
+    predict.run("run", str(images), out=str(out), settings=with_sidecars)
+    assert sorted(p.name for p in out.rglob("*.xmp")) == ["0.xmp", "1.xmp", "2.xmp"]
+    for number, review in zip((1, 2), made, strict=True):
+        decide(out, number, "undo", undoes=review)
+    predict.run("run", str(images), out=str(out), settings=with_sidecars)
+    assert sorted(p.name for p in out.rglob("*.xmp")) == ["0.xmp", "1.xmp"], "1 is sure again without a person, 2 is not"
+
+
 def test_turned_box_is_cut_turned_even_where_it_sticks_out(images: Path, out: Path) -> None:
     decide(out, 3, "correct", (-5.0, 20.0, 95.0, 100.0), angle=12.0)
     predict.run("run", str(images), out=str(out), settings=APPLY)
@@ -115,6 +134,7 @@ def test_decision_taken_back_gives_the_row_to_the_model_again(images: Path, out:
     assert summary["computed"] == 1
     row = rows_of(out)[2]
     assert (row["x1"], row["verdict"], row["reviewed_by"]) == (10.0, "review", None)
+    assert not (out / "sub" / "2.png").exists(), "the crop was the person's"
 
 
 def test_review_of_a_picture_that_has_changed_is_not_applied(images: Path, out: Path) -> None:

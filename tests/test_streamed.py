@@ -10,6 +10,7 @@ import pytest
 from test_prediction import predictor
 from test_writing import BOX, DEEP, RGB, H, W, full_tiff
 
+from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.images import decode_reduced, read_header, streamed
 from cropreg.images.streamed import decode_streamed, import_pyvips, is_streamed
@@ -27,9 +28,11 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamed, "LARGE_BYTES", 1)
 
 
-def tiff(pixels: np.ndarray, **how: Any) -> bytes:
+def tiff(pixels: np.ndarray, orientation: int = 1, **how: Any) -> bytes:
     kind = {(1, 3): "srgb", (2, 3): "rgb16", (1, 2): "b-w", (2, 2): "grey16"}[pixels.itemsize, pixels.ndim]
-    return bytes(import_pyvips().Image.new_from_array(pixels, interpretation=kind).tiffsave_buffer(**how))
+    image = import_pyvips().Image.new_from_array(pixels, interpretation=kind)
+    image.set_type(import_pyvips().GValue.gint_type, "orientation", orientation)
+    return bytes(image.tiffsave_buffer(**how))
 
 
 KINDS = {
@@ -59,6 +62,25 @@ def test_crop_from_file_to_file_is_that_from_memory_byte_by_byte(source: Path, m
     assert target.read_bytes() == cut(data, "a.tif", BOX, metadata=metadata)
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("pixels", [DEEP["RGB"], DEEP["grey"], RGB], ids=["16 bit", "16 bit grey", "8 bit"])
+def test_turned_file_is_read_and_cut_upright_as_in_memory(pixels: np.ndarray, orientation: int, tmp_path: Path) -> None:
+    path, target = tmp_path / "a.tif", tmp_path / "out.tif"
+    path.write_bytes(data := tiff(pixels, orientation=orientation))
+    header = read_header(data, "a.tif")
+    assert header.orientation == orientation and is_streamed(data, header)
+    upright_w, upright_h = header.size_wh
+    for factor in (1, 8):  # neither side is a multiple of 8
+        rows = decode_streamed(str(path), "a.tif", header, factor)
+        whole = decode_reduced(data, "a.tif", factor, grey=False).pixels
+        assert rows.shape == whole.shape == (upright_h // factor, upright_w // factor, 3)
+        assert np.abs(rows.astype(int) - whole).max() <= 1
+    box = Box(3, 5, upright_w - 11, upright_h - 2)
+    cut_streamed(str(path), "a.tif", data, header, box, str(target))
+    assert target.read_bytes() == cut(data, "a.tif", box)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.tif", "out.tif"], "nothing temporary is left"
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_reduced_row_by_row_a_picture_is_what_it_is_reduced_whole(source: Path, factor: int) -> None:
     data = source.read_bytes()
@@ -68,12 +90,9 @@ def test_reduced_row_by_row_a_picture_is_what_it_is_reduced_whole(source: Path, 
     assert np.abs(rows.astype(int) - whole).max() <= 1
 
 
-def test_what_is_turned_transparent_or_small_is_held_in_memory_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = import_pyvips().Image.new_from_array(RGB, interpretation="srgb")
-    with_alpha = bytes(picture.bandjoin(255).tiffsave_buffer())
-    picture.set_type(import_pyvips().GValue.gint_type, "orientation", 6)
-    for data in (bytes(picture.tiffsave_buffer()), with_alpha):
-        assert not is_streamed(data, read_header(data, "a.tif"))
+def test_what_is_transparent_or_small_is_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_alpha = bytes(import_pyvips().Image.new_from_array(RGB, interpretation="srgb").bandjoin(255).tiffsave_buffer())
+    assert not is_streamed(with_alpha, read_header(with_alpha, "a.tif"))
     monkeypatch.setattr(streamed, "LARGE_BYTES", H * W * 3 + 1)
     for pixels, large in ((RGB, False), (DEEP["RGB"], True)):
         assert is_streamed(tiff(pixels), read_header(tiff(pixels), "a.tif")) == large

@@ -365,6 +365,16 @@ def test_a_jpeg_crop_carries_exif_xmp_iptc_icc_density_and_comment_but_no_thumbn
     assert crop.count(b"\xff\xd8\xff") == 1
 
 
+def test_a_crop_is_not_cropped_once_more_by_what_its_xmp_asks_for():
+    asked = (
+        b"<rdf:Description xmlns:crs='http://ns.adobe.com/camera-raw-settings/1.0/' crs:Exposure2012='+0.5' crs:HasCrop=\"True\" "
+        b"crs:CropTop='0.1' crs:CropAngle='0'><crs:CropLeft>0.2</crs:CropLeft></rdf:Description></rdf:RDF>"
+    )
+    data = with_segments(saved(COLOUR, "JPEG"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP.replace(b"</rdf:RDF>", asked)))
+    crop = cut(data, "a.jpg", BOX)
+    assert b"crs:Exposure2012='+0.5'></rdf:Description>" in crop and b"Crop" not in crop.partition(b"crs:Exposure")[2]
+
+
 def test_previews_inside_the_cameras_own_notes_do_not_survive():
     crop = cut(full_jpeg(notes=b"before" + THUMBNAIL + b"after"), "a.jpg", BOX)
     assert b"whole picture" not in crop

@@ -69,7 +69,7 @@ def decode_color(data: bytes, name: str, *, header: Header | None = None, max_pi
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     else:
         pixels = _by_pillow(data, name, header)
-    return _checked(_turn(pixels, _remaining_turn(header)), name, header)
+    return _checked(turn(pixels, _remaining_turn(header)), name, header)
 
 
 def decode_grey(data: bytes, name: str, *, header: Header | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
@@ -81,7 +81,7 @@ def decode_grey(data: bytes, name: str, *, header: Header | None = None, max_pix
     header = header or read_header(data, name, max_pixels=max_pixels)
     if _grey_is_direct(data, header):
         pixels = _by_opencv(data, name, cv2.IMREAD_GRAYSCALE)
-        return _checked(_turn(pixels, _remaining_turn(header)), name, header)
+        return _checked(turn(pixels, _remaining_turn(header)), name, header)
     return np.asarray(cv2.cvtColor(decode_color(data, name, header=header), cv2.COLOR_RGB2GRAY), np.uint8)
 
 
@@ -115,7 +115,7 @@ def decode_reduced(
     if pixels.shape[:2] != (-(-stored_h // factor), -(-stored_w // factor)):
         raise UnreadableImage(name, f"decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels at 1/{factor}", COPY_AGAIN)
     # libjpeg pads the last column and row of cells; in the stored frame they are on the right and at the bottom, upright anywhere
-    pixels = _turn(pixels[: stored_h // factor, : stored_w // factor], header.orientation)
+    pixels = turn(pixels[: stored_h // factor, : stored_w // factor], header.orientation)
     rest_x, rest_y = stored_w % factor, stored_h % factor
     left = {2: rest_x, 3: rest_x, 6: rest_y, 7: rest_y}.get(header.orientation, 0)
     top = {3: rest_y, 4: rest_y, 7: rest_x, 8: rest_x}.get(header.orientation, 0)
@@ -223,7 +223,7 @@ def _remaining_turn(header: Header) -> int:
     return 1 if header.format in ("TIFF", "HEIC", "RAW") else header.orientation
 
 
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
+def turn(pixels: Pixels, orientation: int) -> Pixels:
     """Turns stored pixels (H, W[, 3]) upright by their EXIF orientation."""
     if orientation in (5, 7):
         pixels = np.asarray(cv2.transpose(pixels), np.uint8)

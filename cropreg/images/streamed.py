@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cropreg.boxes import Box, to_stored
 from cropreg.errors import UnreadableImage
 from cropreg.images.containers import TiffTree
+from cropreg.images.decode import turn
 from cropreg.images.header import COPY_AGAIN, Header, first_line
 
 LARGE_BYTES = 100_000_000  # of pixels; a whole decode and an encoded crop take some six times as much
@@ -26,11 +28,11 @@ def import_pyvips() -> Any:
 
 
 def is_streamed(data: bytes, header: Header) -> bool:
-    """Whether a TIFF is large, and of a kind that is read and cut row by row: grey or RGB, stored upright, in one of the usual ways.
+    """Whether a TIFF is large, and of a kind that is read and cut row by row: grey or RGB, stored in one of the usual ways.
 
     ``data`` may be a file's bytes as mapped into memory: only its first directory is looked at.
     """
-    if header.format != "TIFF" or header.mode not in ("L", "RGB") or header.bit_depth not in (8, 16) or header.orientation != 1:
+    if header.format != "TIFF" or header.mode not in ("L", "RGB") or header.bit_depth not in (8, 16):
         return False
     if header.width * header.height * len(header.mode) * header.bit_depth // 8 < LARGE_BYTES:
         return False
@@ -53,10 +55,12 @@ def decode_streamed(path: str, name: str, header: Header, factor: int) -> NDArra
         UnreadableImage: it cannot be decoded whole.
     """
     w, h = header.width // factor, header.height // factor
+    # the cells begin at the upright picture's corner, wherever that is stored
+    x1, y1, x2, y2 = (int(edge) for edge in to_stored(Box(0, 0, w * factor, h * factor), header.size_wh, header.orientation))
     try:
         with open(path, "rb") as file:
-            pixels = open_rows(file.fileno()).crop(0, 0, w * factor, h * factor).shrink(factor, factor).numpy()
+            pixels = open_rows(file.fileno()).crop(x1, y1, x2 - x1, y2 - y1).shrink(factor, factor).numpy()
     except import_pyvips().Error as error:
         raise UnreadableImage(name, f"is cut short or damaged ({first_line(error)})", COPY_AGAIN) from error
-    small = (pixels >> 8 if header.bit_depth == 16 else pixels).astype(np.uint8)
+    small = turn((pixels >> 8 if header.bit_depth == 16 else pixels).astype(np.uint8), header.orientation)
     return small if small.ndim == 3 else np.repeat(small[..., None], 3, axis=2)

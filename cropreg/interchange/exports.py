@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,6 +50,7 @@ def write(
     doubtful: bool,
     overwrite: bool,
     max_pixels: int,
+    taken_back: Collection[str] = (),
 ) -> dict[str, int]:
     """Writes the predictions in these formats into ``out``.
 
@@ -61,8 +62,9 @@ def write(
         rows: of the predictions table, by the picture's path relative to ``images``.
         images, out: URIs of the folders.
         doubtful: sidecars for doubtful crops too.
-        overwrite: start sidecars anew, and remove those of pictures that have no crop any more.
+        overwrite: start sidecars anew, and remove those of pictures that have no crop any more; a person's no always removes them.
         max_pixels: of a picture, where its header must be read.
+        taken_back: pictures whose sidecars were made of a review that was taken back: removed, too, if they have no crop any more.
 
     Returns:
         how many pictures each format holds, and how many sidecars were left alone because nothing can be added to them.
@@ -85,7 +87,7 @@ def write(
             lines = hugging_face.write([item for item in named if item[0] in kept])
             storage.write_whole(storage.join(out, "hf", "metadata.jsonl"), lines)
         else:
-            counts |= _write_sidecars(kind, rows, cropped, images, out, overwrite, max_pixels)
+            counts |= _write_sidecars(kind, rows, cropped, images, out, overwrite, max_pixels, taken_back)
     return counts
 
 
@@ -107,7 +109,14 @@ def sidecar_names(kind: str, pictures: Iterable[str]) -> dict[str, str]:
 
 
 def _write_sidecars(
-    kind: str, rows: Mapping[str, Row], cropped: Mapping[str, Row], images: str, out: str, overwrite: bool, max_pixels: int
+    kind: str,
+    rows: Mapping[str, Row],
+    cropped: Mapping[str, Row],
+    images: str,
+    out: str,
+    overwrite: bool,
+    max_pixels: int,
+    taken_back: Collection[str],
 ) -> dict[str, int]:
     names = sidecar_names(kind, rows)
     candidates = {name for picture in cropped for name in (names[picture], f"{picture}.{kind}")}
@@ -128,8 +137,10 @@ def _write_sidecars(
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         written = list(pool.map(write_one, sorted(cropped)))
-    if overwrite:
-        for picture in rows.keys() - cropped.keys():
+    for picture in rows.keys() - cropped.keys():
+        if (
+            overwrite or rows[picture]["reviewed_by"] or picture in taken_back
+        ):  # else it would still be cropped where a person said no
             storage.remove(storage.join(out, names[picture]))
     counts = {kind: sum(written)}
     return counts | ({f"{kind}_left_alone": len(written) - sum(written)} if not all(written) else {})

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from cropreg import boxes as boxmath
 from cropreg import report, storage
-from cropreg.dataset import CropDataset
+from cropreg.dataset import CropDataset, Labels, read_labels
 from cropreg.errors import InputError
 from cropreg.evaluation import evaluate, table
 from cropreg.logs import Progress
+from cropreg.metrics import copy_nearest
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictions, Predictor
 from cropreg.runs import CURVE
 from cropreg.schema import BoxDataset, fingerprint
 from cropreg.settings import EvaluateSettings
+from cropreg.strips import OUTWARD
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
         predictor.info.calibration,
         resamplings=settings.bootstrap,
         rng=np.random.default_rng(settings.seed),
+        sizes_wh=data.labels.sizes_wh,
+        neighbour_norm=_copied(dataset, data.labels, trained_on),
     )
     result |= {"split": settings.split, "boxes": uri, "checkpoint_epoch": predictor.info.epoch}
     if np.isfinite(predictions.unlike).all():
@@ -63,6 +67,31 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
     suffix = "" if uri == trained_on else f"-{storage.name_of(uri)}"
     _write(run_uri, suffix, result, data, predictions)
     return {**summary, "code": 0, **result, "text": table(result)}
+
+
+def _copied(dataset: BoxDataset, labels: Labels, trained_on: str) -> NDArray[np.float64] | None:
+    """Of each picture the crop of the training picture that looks most alike; None where the training pictures cannot be asked."""
+    try:
+        taught = dataset if trained_on == dataset.uri else BoxDataset.open(trained_on)
+    except InputError as error:
+        log.warning("no crop of the nearest picture to compare with: %s", error)
+        return None
+    known = read_labels(taught, "train")
+    hashes, known_hashes = (_hashes(of, rows) for of, rows in ((dataset, labels), (taught, known)))
+    if hashes is None or known_hashes is None:
+        return None
+    groups, known_groups = (np.array(rows.groups.to_pylist(), object) for rows in (labels, known))
+    if len(np.unique(known_groups)) < 2:
+        return None
+    return copy_nearest(hashes, groups, known_hashes, known_groups, known.boxes_norm)
+
+
+def _hashes(dataset: BoxDataset, labels: Labels) -> NDArray[np.uint64] | None:
+    """The perceptual hashes of the labels' originals, in their order; None if one has none."""
+    table = dataset.pairs(["pair_id", "original_phash"])
+    by_pair = dict(zip(table["pair_id"].to_pylist(), table["original_phash"].to_pylist(), strict=True))
+    found = [by_pair[pair_id] for pair_id in labels.pair_ids.to_pylist()]
+    return None if None in found else np.array(found, np.uint64)
 
 
 def _boxes_of(run_uri: str) -> str:
@@ -126,6 +155,8 @@ def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset,
     for title, file in (("Training", "curves.png"), ("Learning curve", f"{CURVE}.png")):
         if storage.exists(drawn := storage.join(run_uri, file)):
             pictures[title] = ("image/png", storage.read_bytes(drawn))
+    shift = (predictions.boxes_norm - data.labels.boxes_norm) * OUTWARD
+    pictures["Where the edges lie"] = ("image/png", report.shifts_png(shift))
     pictures["Doubt and confidence"] = ("image/png", report.doubt_png(result["doubt"], result["reliability"]))
     for name, rows in (("worst", order[-count:][::-1]), ("best", order[:count])):
         examples = [

@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,11 +19,11 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, constraints, cropping, export, reviews, storage, writing
+from cropreg import checkpoint, constraints, corrections, cropping, export, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.constraints import Constraints
-from cropreg.cropping import CORNERS, MOVED, NotCut
+from cropreg.cropping import MOVED
 from cropreg.errors import ClusterError, InputError, OutputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.interchange import exports
@@ -32,7 +31,6 @@ from cropreg.judging import Judge
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor, SmallPicture, read_small
-from cropreg.reviews import Review
 from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry, Lease
@@ -93,8 +91,11 @@ def run(
     # Writing again starts anew, but goes on where it was itself interrupted.
     done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], job.model_id, entries)
     judged = reviews.in_effect(reviews.read(out))
+    taken_back: dict[str, dict[str, Any]] = {}
     if settings.apply_reviews:  # of a row whose review was taken back, only the model knows what it was
-        done = {uri: row for uri, row in done.items() if not row["reviewed_by"] or _holds(judged.get(uri), row)}
+        taken_back = {uri: row for uri, row in done.items() if row["reviewed_by"] and not corrections.holds(judged.get(uri), row)}
+        done = {uri: row for uri, row in done.items() if uri not in taken_back}
+        job = replace(job, taken_back=frozenset(taken_back))
     elif judged and settings.overwrite:
         log.warning("reviewed=%d pictures get the model's crop again; --apply-reviews keeps what a person decided", len(judged))
     summary: dict[str, Any] = {"verb": "predict", "out": out, "pictures": len(entries), "computed": len(entries) - len(done)}
@@ -105,6 +106,8 @@ def run(
         return {**summary, "code": 0, "dry_run": True}
     replaced = [*finished, *unfinished] if settings.overwrite else []
     with storage.held(out, "predict") as lease:
+        for uri in {row["crop_uri"] for row in taken_back.values()} - {None}:  # or it would stand where the model's goes
+            storage.remove(uri)
         if settings.watch:
             rows, more = _watch(job, entries, done, replaced, lease, sleep)
             summary["pictures"], summary["computed"] = len(rows), len(rows) - len(done)
@@ -135,6 +138,7 @@ class _Job:
     settings: PredictSettings
     formats: tuple[str, ...]
     address: str | None
+    taken_back: frozenset[str] = frozenset()  # pictures whose review was
 
 
 def _listed(job: _Job) -> list[Entry]:
@@ -160,7 +164,7 @@ def _crop(
         storage.remove(uri)
     names = {entry.uri: entry.relative for entry in entries}
     if settings.apply_reviews:
-        more["reviewed"] = _apply_reviews(rows, reviews.in_effect(reviews.read(out)), names, out, settings)
+        more["reviewed"] = corrections.apply(rows, reviews.in_effect(reviews.read(out)), names, out, settings)
     _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
     if job.formats:
         more["exports"] = exports.write(
@@ -171,6 +175,7 @@ def _crop(
             doubtful=settings.all,
             overwrite=settings.overwrite,
             max_pixels=settings.max_pixels,
+            taken_back={names[uri] for uri in job.taken_back & names.keys()},
         )
     return rows, more
 
@@ -346,7 +351,7 @@ def crop_batch(items: Sequence[tuple[str, str]], predictor: Predictor, out: str,
                     broken = "what --max-risk promises would not hold: a constraint moved an edge inward"
                     row.update(verdict=REVIEW, reason="; ".join(text for text in (row["reason"], broken) if text))
             if row["verdict"] == ACCEPT or settings.all:
-                _write_crop(row, data, storage.local_path(items[i][1]), out, settings)
+                cropping.write_crop(row, data, storage.local_path(items[i][1]), out, settings)
             rows[i] = row
     return [rows[i] for i in range(len(items))]
 
@@ -379,84 +384,6 @@ def _row(
         "crop_uri": None,
         "reviewed_by": None,
     }
-
-
-def _write_crop(row: dict[str, Any], data: bytes, relative: str, out: str, settings: PredictSettings) -> None:
-    """Writes the crop and notes where; a picture that cannot be cut becomes ``failed`` with the reason.
-
-    One of a kind that is read but not written has no crop, and is not ``failed`` where sidecars are written.
-
-    Raises:
-        OutputError: the place cannot be written: the next picture would fail too.
-    """
-    uri = storage.join(out, relative)
-    try:
-        written = cropping.write(row, data, uri, settings)
-    except NotCut as error:
-        if error.is_only_read and set(exports.parse_formats(settings.export_)) & set(exports.SIDECARS):
-            row["reason"] = f"{error} Its crop stands in its sidecar alone."  # a RAW file: no crop of it was ever meant
-        else:
-            row.update(verdict=FAILED, reason=str(error))
-        return
-    if not written:
-        reason = f"{uri} exists already and is another picture; it is kept. Use --overwrite or another --out."
-        row.update(verdict=FAILED, reason=reason)
-        return
-    row["crop_uri"] = uri
-
-
-def _holds(review: Review | None, row: Mapping[str, Any]) -> bool:
-    return review is not None and reviews.applies(review, row["stamp"])
-
-
-def _apply_reviews(
-    rows: Sequence[dict[str, Any]], judged: Mapping[str, Review], relative: Mapping[str, str], out: str, settings: PredictSettings
-) -> int:
-    """Brings rows and their crops in line with what a person decided; returns the number of rows decided about.
-
-    In threads of this process: decoders and encoders run beside each other, and what a person looked at is not very much.
-    """
-    decided = [row for row in rows if row["width"] is not None and _holds(judged.get(row["image_uri"]), row)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda row: review_crop(row, judged[row["image_uri"]], relative[row["image_uri"]], out, settings), decided))
-    return len(decided)
-
-
-def review_crop(row: dict[str, Any], review: Review, relative: str, out: str, settings: PredictSettings) -> None:
-    """Makes a row of predictions what a person decided, and its crop with it: written, written anew, or taken away.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
-    earlier, row["reviewed_by"] = row["reviewed_by"], review.who
-    if review.decision == reviews.REJECT:
-        if row["crop_uri"] is not None:
-            storage.remove(row["crop_uri"])
-        row.update(verdict=REVIEW, reason=f"rejected by {review.who}", crop_uri=None)
-        return
-    assert review.box is not None, "only what has a box can be confirmed"
-    angle_deg, box = review.angle_deg or 0.0, Box(*review.box)
-    if angle_deg:  # turned, it may stick out of the picture
-        whole = Box(*(float(round(v)) for v in box))
-    else:
-        whole = box.rounded((row["width"], row["height"]))
-    shown = [row[name] for name in CORNERS]
-    before_grid = [edge + sign * (row[name] or 0) for edge, name, sign in zip(shown, MOVED, (1, 1, -1, -1), strict=True)]
-    kept = earlier is not None and [*whole] == before_grid  # an earlier run has applied this, and cut along the grid of the JPEG
-    stands = (kept or [*whole] == shown) and abs((row["angle_deg"] or 0.0) - angle_deg) < 1e-6
-    row.update(angle_deg=angle_deg, verdict=ACCEPT, reason=None)
-    if not (stands and kept):  # the box is the person's now
-        row.update(zip(CORNERS, map(float, whole), strict=True))
-        row.update(dict.fromkeys(MOVED, 0), adjusted=None)
-    if stands and row["crop_uri"] is not None and storage.exists(row["crop_uri"]):
-        return
-    try:
-        data, _ = cropping.read(row["image_uri"])
-    except OSError as error:
-        row.update(verdict=FAILED, reason=f"{row['image_uri']}: cannot be read ({error}).")
-        return
-    ours = settings.model_copy(update={"overwrite": settings.overwrite or row["crop_uri"] is not None})
-    _write_crop(row, data, storage.local_path(storage.path_to_uri(relative)), out, ours)
 
 
 def _failed(uri: str, reason: str) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def run(uri: str, *, settings: ReviewSettings, dry_run: bool = False) -> dict[st
         stop.set()
         session.leave()
     open_ = sum(state == "open" for _, state in session.states())
-    text = f"{session.decided} decided, {open_} left. "
+    done = f"{session.decided} decided" if session.decided >= 0 else f"{-session.decided} undone"  # of an earlier sitting
+    text = f"{done}, {open_} left. "
     if kind == LABELS:
         text += f"What was decided counts from now on: cropreg train {uri} --out RUN"
     else:

@@ -124,10 +124,15 @@ def scrub_xmp(packet: bytes, size_wh: tuple[int, int], metadata: Metadata) -> by
     """
     if b"\0" in packet:
         return b""
-    packet = re.sub(rb"<(\w+):Thumbnails\b.*?</\1:Thumbnails>", b"", packet, flags=re.DOTALL)
-    packet = re.sub(rb"[A-Za-z0-9+/=]{60,}(?:(?:&#x[aA];|\s)+[A-Za-z0-9+/=]+){3,}", b"", packet)  # pictures in base64, in lines
+    packet = re.sub(rb"<([\w.-]+):Thumbnails\b.*?</\1:Thumbnails>", b"", packet, flags=re.DOTALL)
+    packet = re.sub(
+        rb"[A-Za-z0-9+/=]{60,}(?:(?:&#(?:x[aAdD]|1[03]);|\s)+[A-Za-z0-9+/=]+){3,}", b"", packet
+    )  # pictures in base64, in lines
     packet = re.sub(rb"[A-Za-z0-9+/=]{240,}", b"", packet)
     packet = re.sub(rb"\s+xmpNote:HasExtendedXMP=([\"']).*?\1", b"", packet)  # its segments hold depth maps and second pictures
+    # a crop that Adobe's programs have yet to make, of a frame that is no more
+    packet = re.sub(rb"\s+crs:(?:HasCrop|Crop\w+)\s*=\s*([\"']).*?\1", b"", packet)
+    packet = re.sub(rb"<(crs:(?:HasCrop|Crop\w+))>.*?</\1>", b"", packet)
     if metadata == "safe":
         packet = strip_xmp(packet)
     w, h = size_wh
@@ -219,18 +224,38 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _scrub_png_text(kind: bytes, body: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
-    """A text chunk's content; empty if it hides an EXIF or Photoshop block; its XMP corrected."""
+    """A text chunk's content; empty if it hides an EXIF block; its XMP and Photoshop resources corrected."""
     keyword, _, rest = body.partition(b"\0")
-    if keyword.startswith(b"Raw profile type") and keyword[17:].strip() not in (b"iptc", b"xmp"):
-        return b""
     if metadata == "safe" and kind != b"tIME" and is_private_text(keyword):
         return b""
+    if keyword.startswith(b"Raw profile type"):
+        return _scrub_raw_profile(kind, keyword, rest, size_wh, metadata)
     if kind != b"iTXt" or keyword != b"XML:com.adobe.xmp":
         return body
     language, translated, text = rest[2:].split(b"\0", 2)
     if rest[:1] == b"\1":
         text = zlib.decompressobj().decompress(text, 1 << 24)
     return keyword + b"\0\0\0" + language + b"\0" + translated + b"\0" + scrub_xmp(text, size_wh, metadata)
+
+
+def _scrub_raw_profile(kind: bytes, keyword: bytes, rest: bytes, size_wh: tuple[int, int], metadata: Metadata) -> bytes:
+    """A text chunk in which ImageMagick keeps XMP or IPTC as hexadecimal digits; empty if it is of another kind, or damaged."""
+    name = keyword[17:].strip()
+    if name not in (b"iptc", b"xmp") or kind not in (b"tEXt", b"zTXt"):
+        return b""
+    try:
+        text = zlib.decompressobj().decompress(rest[1:], 1 << 24) if kind == b"zTXt" else rest
+        block = bytes.fromhex(b"".join(text.split()[2:]).decode())  # behind its name and its length
+    except (ValueError, zlib.error):
+        return b""
+    if name == b"xmp":
+        block = scrub_xmp(block, size_wh, metadata)
+    elif block.startswith(b"8BIM"):
+        block = scrub_photoshop(block, metadata)
+    digits = block.hex()
+    lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
+    text = b"\n%s\n%8d\n%s\n" % (name, len(block), lines.encode())
+    return keyword + b"\0" + (b"\0" + zlib.compress(text) if kind == b"zTXt" else text)
 
 
 def webp_metadata(original: bytes, size_wh: tuple[int, int], metadata: Metadata) -> dict[str, bytes]:

@@ -75,9 +75,10 @@ export class Stage {
     const [w, h] = this.item.size;
     const { clientWidth, clientHeight } = this.canvas;
     const room = Math.min(PADDING, clientWidth / 10, clientHeight / 10);
-    this.scale = Math.min((clientWidth - 2 * room) / w, (clientHeight - 2 * room) / h);
+    const above = Math.max(room, KNOB + 8); // in a small window, too, the knob is seen
+    this.scale = Math.min((clientWidth - 2 * room) / w, (clientHeight - room - above) / h);
     this.x = (clientWidth - w * this.scale) / 2;
-    this.y = (clientHeight - h * this.scale) / 2;
+    this.y = above + (clientHeight - room - above - h * this.scale) / 2;
     this.fitted = true;
     this.look();
   }

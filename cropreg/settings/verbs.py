@@ -1,20 +1,12 @@
-"""The settings of every verb: what a user can set, with its unit and its default, checked at birth.
-
-Each is a frozen pydantic model that refuses unknown fields.  They stand here, on the ground floor, so that ``cropreg --help`` needs
-neither torch nor Ray.  The matcher's own thresholds stand with the matcher.
-"""
+"""What each verb can be told: one frozen model a verb, one field a flag."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from cropreg.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 VERBS = ("match", "train", "evaluate", "predict", "export", "review")
 VERDICT_NAMES = ("found", "ambiguous", "doubtful", "flat", "no_match", "unreadable", "crashed", "unpaired")
@@ -27,7 +19,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"image_side": 128, "max_epochs": 60, "lr_patience": 8, "patience": 16},
     "best": {"image_side": 224, "max_epochs": 100, "lr_patience": 10, "patience": 20},
 }
-_MAX_FILE_BYTES = 2**20  # a settings file is small; a larger one is something else
 
 
 class Settings(BaseModel):
@@ -331,78 +322,3 @@ class DoorSettings(Settings):
         if value is not None and not value.is_file():
             raise ValueError(f"{value} is not there")
         return value
-
-
-def read_yaml(path: Path, verb: str, model: type[Settings]) -> dict[str, Any]:
-    """Reads a YAML file of settings for one verb and checks it before anything else looks at it.
-
-    The file holds the verb's settings at its top level, or below the verb's own name, so that one file can serve all verbs.
-
-    Args:
-        path: the file.
-        verb: the verb they are for.
-        model: the settings it may hold.
-
-    Returns:
-        the values that the file sets, by field name.
-
-    Raises:
-        UsageError: the file is not YAML, not a mapping, has a key nobody knows (with the nearest that is known), or a wrong value.
-    """
-    import yaml
-
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UsageError(f"{path}: larger than 1 MiB, so it is no file of settings.")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
-        raise UsageError(f"{path}: cannot be read as YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: must hold settings as 'name: value', got {type(values).__name__}.")
-    if not set(VERBS).isdisjoint(values):
-        for key in values:
-            if key not in VERBS:
-                raise UsageError(
-                    f"{path}: {key!r} stands beside a verb but is none.{_meant(str(key), VERBS)} Put settings below a verb."
-                )
-            if not isinstance(values[key], dict | None):  # of any verb: export is one, and a setting of predict too
-                got = type(values[key]).__name__
-                raise UsageError(f"{path}: below {key!r} must stand settings as 'name: value', got {got}.")
-        values = values.get(verb)
-        if values is None:
-            return {}
-    named = {_field_name(str(key), model): value for key, value in values.items()}
-    checked = check(named, model, str(path))
-    return {name: getattr(checked, name) for name in named}
-
-
-def _field_name(key: str, model: type[Settings]) -> str:
-    """The field a key of a file means: spelt like a flag, and without the underscore behind a word that Python keeps for itself."""
-    name = key.replace("-", "_")
-    return f"{name}_" if name not in model.model_fields and f"{name}_" in model.model_fields else name
-
-
-def check(values: dict[str, Any], model: type[Settings], origin: str) -> Settings:
-    """Builds settings from values, and says of every wrong one what it is, where it stands, and what was probably meant.
-
-    Raises:
-        UsageError: with one line for each wrong value.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                lines.append(f"{origin}: unknown setting {name!r}.{_meant(name, model.model_fields)}")
-            else:
-                lines.append(f"{origin}: {name}: {item['msg']} (got {item['input']!r}).")
-        raise UsageError("\n".join(lines)) from error
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
