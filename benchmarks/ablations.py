@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no re-framing": {"reframe": 0.0},
     "no colour": {"color": 0.0},
     "stronger colour": {"color": 0.4},
+    "noise": {"noise": 0.3},
     "no dropout": {"dropout": 0.0},
     "no averaging": {"averaging": 0.0},
 }
