@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cropreg import boxes
+from cropreg import boxes, checkpoint, proportions
 from cropreg.checkpoint import Proportion
+from cropreg.dataset import read_labels
+from cropreg.pipelines import train
 from cropreg.proportions import held_to, learn
+from cropreg.schema import BoxDataset
+from cropreg.settings import TrainSettings
 
 SIZES = np.array([(640, 480), (480, 640), (600, 600)])
 FOUR_TO_THREE = Proportion(aspect=4 / 3, deviation=0.01, rows=100)
@@ -92,3 +98,16 @@ def test_held_boxes_are_nearer_the_truth_when_each_edge_tells_how_unsure_it_is()
     found, left = held_to(seen, spread, sizes_wh, FOUR_TO_THREE)
     assert ((found - true) ** 2).mean() < 0.8 * ((seen - true) ** 2).mean()
     assert 0.8 < np.sqrt((((found - true) / left) ** 2).mean()) < 1.2, "the spread that is left is that of the errors"
+
+
+@pytest.mark.long
+def test_training_keeps_what_it_learns_of_aspects_in_the_checkpoint(
+    tmp_path: Path, made_boxes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(proportions, "learn", lambda boxes_norm, sizes_wh: asked.append(len(sizes_wh)) or FOUR_TO_THREE)
+    settings = TrainSettings(weights="none", image_side=64, max_epochs=1, batch_size=32, num_workers=0, refine=False)
+    train.run(str(made_boxes), out=str(tmp_path / "run"), settings=settings)
+    info = checkpoint.load_info(checkpoint.best_of(str(tmp_path / "run")))
+    assert info.proportion == FOUR_TO_THREE and info.calibration is not None, "saved again with the calibration"
+    assert asked == [len(read_labels(BoxDataset.open(str(made_boxes)), "train"))], "training labels alone"
