@@ -88,19 +88,20 @@ def old_way(folder: Path, o: argparse.Namespace) -> dict[str, Any]:
     load_backbone(model, o.weights)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     train = DataLoader(data["train"], settings.batch_size, shuffle=True, drop_last=len(data["train"]) % settings.batch_size == 1)
+    weights = settings.overlap, settings.iou_weight, settings.margin_weight
     epochs_s, best, kept = [], float("inf"), copy.deepcopy(model)
     for _ in range(o.epochs):
         began_s = time.monotonic()
         model.train()
         for images, boxes in train:
-            loss = crop_loss(model(images), boxes, settings.iou_weight, settings.margin_weight).mean()
+            loss = crop_loss(model(images), boxes, *weights).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            losses = [crop_loss(model(i), b, settings.iou_weight, settings.margin_weight) for i, b in DataLoader(data["val"], 32)]
+            losses = [crop_loss(model(i), b, *weights) for i, b in DataLoader(data["val"], 32)]
         epochs_s.append(time.monotonic() - began_s)
         if (loss := float(torch.cat(losses).mean())) < best:
             best, kept = loss, copy.deepcopy(model)

@@ -39,7 +39,7 @@ from cropreg.model import Architecture, CropRegressor
 from cropreg.refiner import refine_loss
 from cropreg.schema import PAIRS, BoxDataset, Part, commit_manifest, parquet_bytes, proxies_bytes
 from cropreg.settings import TrainSettings
-from cropreg.strips import ACROSS_PX, ALONG_PX
+from cropreg.strips import ACROSS_PX, ALONG_PX, EXTENTS
 from cropreg.training import Batch, Learner, train_one_epoch
 
 PRIOR = (0.1, 0.1, 0.1, 0.1)
@@ -124,6 +124,7 @@ class Given:
                 torch.tensor([0.1, 0.1, 0.9, 0.9]) + 0.1 * torch.rand(size, 4, generator=generator),
                 torch.arange(size),
                 strips + torch.randn(strips.shape, generator=generator),
+                torch.randn(size, 4, EXTENTS, generator=generator),
                 torch.randn(size, 4, generator=generator) * 0.1,
             )
             for _ in range(steps)
@@ -138,7 +139,7 @@ class Given:
     def val(self) -> Iterable[Batch]:
         return []
 
-    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> torch.Tensor:
+    def val_strips(self, rows: torch.Tensor, boxes_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError("nothing is validated here")
 
     def names(self, rows: torch.Tensor) -> list[str]:
@@ -149,9 +150,9 @@ def bare(model: CropRegressor, optimizer: torch.optim.Optimizer, batches: Given,
     """What one writes when nothing can go wrong."""
     assert model.refiner is not None
     model.train()
-    for images, boxes_norm, _, strips, offsets in batches.batches:
-        margins, logits = model(images.to(memory_format=torch.channels_last), strips)
-        losses = crop_loss(margins, boxes_norm, settings.iou_weight, settings.margin_weight)
+    for images, boxes_norm, _, strips, extents, offsets in batches.batches:
+        said, logits = model(images.to(memory_format=torch.channels_last), strips, extents)
+        losses = crop_loss(said, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         loss = (losses + refine_loss(model.refiner, logits, offsets)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,6 +1,6 @@
-"""Re-framing: showing the model the same crop in another frame, without ever cutting into the box.
+"""Augmentation that keeps the box: the same crop in another frame, without ever cutting into it, or as a worse camera would have taken it.
 
-Pure arithmetic on shares of the picture; the dataset applies the windows to pixels.
+Windows are pure arithmetic on shares of the picture; the dataset applies them to pixels.
 """
 
 from __future__ import annotations
@@ -38,6 +38,20 @@ def out_of_window(boxes_norm: NDArray[np.float64], window_norm: NDArray[np.float
     """Boxes (..., 4) in shares of a window (..., 4), seen in shares of the picture: the inverse of :func:`into_window`."""
     origin, size = _origin_and_size(window_norm)
     return np.asarray(boxes_norm, np.float64) * size + origin
+
+
+def grainy(pixels: NDArray[np.uint8], strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) uint8 with grain, half of its variance the same in all colours.
+
+    It is Gaussian; its standard deviation is drawn evenly from [0, 25.5 ``strength``].  Half of the pictures come back as they are, so that
+    the model also sees those that it will meet.
+    """
+    if strength == 0 or rng.random() < 0.5:
+        return pixels
+    height, width = pixels.shape[:2]
+    deviation = 25.5 * strength * rng.random() / np.sqrt(2)
+    grain = rng.standard_normal((height, width, 1), np.float32) + rng.standard_normal((height, width, 3), np.float32)
+    return np.clip(pixels + np.float32(deviation) * grain + 0.5, 0, 255).astype(np.uint8)
 
 
 def _origin_and_size(window_norm: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -58,6 +58,20 @@ class Novelty(Settings):
     rows: int
 
 
+class Proportion(Settings):
+    """The aspect that all crops have; see :mod:`cropreg.proportions`.
+
+    Attributes:
+        aspect: long side over short side.
+        deviation: standard deviation of its natural logarithm.
+        rows: labels it was learned from.
+    """
+
+    aspect: float = Field(ge=1)
+    deviation: float = Field(gt=0)
+    rows: int
+
+
 class Calibration(Settings):
     """What the ``calib`` split taught about the model's errors; see :mod:`cropreg.calibration`.
 
@@ -86,6 +100,7 @@ class CheckpointInfo(Settings):
     seen_px: int = 512  # long side of the pictures it learned from; it is shown others in the same size
     prior_margins: tuple[float, float, float, float]
     baselines: dict[str, tuple[float, float, float, float]]
+    proportion: Proportion | None = None
     epoch: int
     metrics: dict[str, float]
     calibration: Calibration | None = None

@@ -17,16 +17,17 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cropreg import boxes, storage
-from cropreg.augment import into_window, reframed_window
+from cropreg.augment import grainy, into_window, reframed_window
 from cropreg.cache import Cache
 from cropreg.errors import InputError
-from cropreg.images import DEFAULT_MAX_PIXELS, decode_color
+from cropreg.images import DEFAULT_MAX_PIXELS, decode_color, encode_jpeg
 from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
 from cropreg.splits import is_within
 from cropreg.strips import cut_strips, extents_of, jittered, offsets_between
 
-_STRIPS = 1  # tells the chance of strips from that of frames
+_STRIPS, _NOISE = 1, 2  # tell the chance of strips and of noise from that of frames
+_WORST_JPEG, _BEST_JPEG = 20, 95
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
 
 
@@ -100,7 +101,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         dataset: the box dataset.
         split: ``train``, ``val``, ``calib``, ``test`` or ``all``.
         side: px.
-        augment: re-frame, recolour and, if asked, flip, at random.  What happens to a row depends on the seed, the epoch
+        augment: re-frame, recolour and, if asked, flip and make worse, at random.  What happens to a row depends on the seed, the epoch
             (:meth:`set_epoch`) and the row alone, not on who loads it.
         read_from: ``proxies`` or ``originals``.
         strips: give strips, too.
@@ -121,6 +122,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         flip: Literal["none", "horizontal", "vertical", "both"] = "none",
         reframe: float = 0.5,
         color: float = 0.2,
+        noise: float = 0.0,
         read_from: Literal["proxies", "originals"] = "proxies",
         seed: int = 0,
         strips: bool = False,
@@ -130,6 +132,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         self._strips = strips
         self.labels = read_labels(dataset, split, share, seed)
         self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
+        self._noise = noise if augment else 0.0
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
         )  # what matching took, training takes
@@ -170,6 +173,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         pixels, box = self.picture(index), self.labels.boxes_norm[index]
+        if self._noise:
+            pixels = self._worse(pixels, index)
         more = self._along_edges(pixels, index) if self._strips else ()
         with torch.random.fork_rng(devices=[], enabled=self._augment):
             if self._augment:
@@ -184,6 +189,15 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             framed = tv_tensors.BoundingBoxes(box_px, format="XYXY", canvas_size=(height, width))
             image, framed = self._transform(image, framed)
         return image.as_subclass(torch.Tensor), framed.as_subclass(torch.Tensor)[0] / self._side, index, *more
+
+    def _worse(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        """The picture with grain, and every other one saved as a JPEG of a lower quality; seen so by both looks."""
+        rng = np.random.default_rng([self._seed, int(self._epoch), index, _NOISE])
+        pixels = grainy(pixels, self._noise, rng)
+        if rng.random() < 0.5:
+            return pixels
+        quality = round(_BEST_JPEG - (_BEST_JPEG - _WORST_JPEG) * self._noise * rng.random())
+        return decode_color(encode_jpeg(pixels, quality), "a picture made worse")
 
     def _along_edges(self, pixels: NDArray[np.uint8], index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Strips of a box that is off by chance, recoloured and mirrored along the edge, its extents, and the offsets of the true one."""

@@ -31,7 +31,8 @@ from cropreg.strips import ACROSS_PX, ALONG_PX, EXTENTS, REACH, cut_strips, exte
 
 MAX_DIFFERENCE = 1e-5  # between the file's answers and the model's: a hundredth of a pixel in 1,000
 _INPUTS = ("pixels", "strips", "extents")  # all but the first are the second look's
-_FIRST, _KIND, _SECOND = ("margins", "box_norm"), ("kind",), ("inward", "unsure")  # outputs: of the first look, of the second
+# Outputs: of the first look, of a head that says how unsure its margins are, of what kind a picture is, and of the second look.
+_FIRST, _SPREAD, _KIND, _SECOND = ("margins", "box_norm"), ("margins_unsure",), ("kind",), ("inward", "unsure")
 _EXAMPLES = 2  # pictures the graph is traced with; one would be taken for a constant
 
 
@@ -47,13 +48,16 @@ class _FromPixels(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """(N, side, side, 3) uint8 RGB to margins (N, 4) as they come, and boxes (N, 4) in shares, within the picture.
 
-        Where asked for, features (N, KIND_CHANNELS) of what kind of picture it is.  And strips (M, 4, along, across, 3) uint8 with their
-        extents (M, 4, EXTENTS) to how far inward each edge lies, and how unsure that is: (M, 4) in shares of the reach.
+        Of a head that says so how unsure those are (N, 4).  Where asked for, features (N, KIND_CHANNELS) of what kind of picture it is.
+        And strips (M, 4, along, across, 3) uint8 with their extents (M, 4, EXTENTS) to how far inward each edge lies, and how unsure that
+        is: (M, 4) in shares of the reach.
         """
-        margins, kind = self.model.margins_and_kind(normalise(pixels.permute(0, 3, 1, 2)))
+        margins, unsure, kind = self.model.look(normalise(pixels.permute(0, 3, 1, 2)))
         low = margins[:, :2].clamp(0.0, 0.999)  # the exporter wants both of one type
         high = torch.maximum(1 - margins[:, 2:].clamp(0.0, 1.0), low + 0.001).clamp(max=1.0)
         first: tuple[torch.Tensor, ...] = margins, torch.cat([low, high], dim=1)
+        if self.model.architecture.numbers > 1:
+            first = *first, unsure
         if self.with_kind:
             first = *first, kind
         if strips is None:
@@ -121,10 +125,12 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
 
     some = dict(zip(inputs, (values[:1] for values in _pictures(side)), strict=False))  # a graph wants all its inputs
 
-    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        wanted = ["margins", *(_KIND if _knows_kinds(info) else ())]
-        margins, *kind = session.run(wanted, some | {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
-        return np.asarray(margins, np.float64), np.asarray(kind[0] if kind else np.empty((len(pixels), 0)), np.float64)
+    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        wanted = [name for name in outputs if name in ("margins", *_SPREAD, *_KIND)]
+        values = session.run(wanted, some | {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
+        found = {name: np.asarray(value, np.float64) for name, value in zip(wanted, values, strict=True)}
+        margins = found["margins"]
+        return margins, found.get(*_SPREAD, np.zeros_like(margins)), found.get(*_KIND, np.empty((len(pixels), 0)))
 
     def edges(strips: NDArray[np.uint8], extents: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         inward, unsure = session.run(["inward", "unsure"], some | {"strips": strips, "extents": extents})
@@ -139,9 +145,9 @@ def open_onnx(uri: str, device: str = "cpu") -> Predictor:
 
 
 def _names(info: CheckpointInfo) -> tuple[list[str], list[str]]:
-    """The names of inputs and outputs: those of the second look and of kinds only where there are such."""
-    second = info.architecture.refine
-    outputs = [*_FIRST, *(_KIND if _knows_kinds(info) else ()), *(_SECOND if second else ())]
+    """The names of inputs and outputs: those of spread, kinds and the second look only where there are such."""
+    second, spread = info.architecture.refine, info.architecture.numbers > 1
+    outputs = [*_FIRST, *(_SPREAD if spread else ()), *(_KIND if _knows_kinds(info) else ()), *(_SECOND if second else ())]
     return list(_INPUTS if second else _INPUTS[:1]), outputs
 
 
@@ -178,6 +184,9 @@ def _metadata(info: CheckpointInfo, difference: float) -> dict[str, str]:
         "margins": "float32 (N, 4): shares cut from left, top, right, bottom; not clamped",
         "box_norm": "float32 (N, 4): x1, y1, x2, y2 in shares of the upright picture's width and height, within it; edges are pixel "
         "corners, half-open",
+        "margins_unsure": ""
+        if info.architecture.numbers == 1
+        else "float32 (N, 4): how unsure each margin is, its standard deviation or Laplace scale; shares of the picture's side",
         "kind": ""
         if not _knows_kinds(info)
         else f"float32 (N, {KIND_CHANNELS}): what kind of picture it is; its distance from calibration.novelty.centre along axes, and in "
@@ -192,6 +201,11 @@ def _metadata(info: CheckpointInfo, difference: float) -> dict[str, str]:
         f"of the middle, in shares of {REACH:g}; unsure: its standard deviation. extents: float32 (M, 4, {EXTENTS}), natural "
         "logarithms of shares of the picture's long side: the edge's length, the way to the opposite edge, the strip's reach to one side. "
         "cropreg does this twice",
+        "proportion": ""
+        if not info.proportion
+        else f"all crops learned from have about the aspect {info.proportion.aspect:.4g} or its inverse (deviation of its logarithm "
+        f"{info.proportion.deviation:.2g}): cropreg moves boxes onto it, each edge by as much as it is unsure, after the first look and "
+        "after each second one",
         "max_difference": f"{difference:.3g}",
         "calibration": info.calibration.model_dump_json() if info.calibration else "",
         "checkpoint": info.model_dump_json(exclude={"calibration"}),

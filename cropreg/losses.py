@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
-from cropreg.settings import Overlap
+from cropreg.edges import edge_loss, read
+from cropreg.settings import EdgeLoss, Overlap
 
-_SMOOTH = 0.01  # margin errors below 1% of a side count quadratically
 _LEAST = 1e-3  # no side of a box is taken for shorter: of one without area the complete IoU is no number
 
 
@@ -17,26 +17,31 @@ def to_boxes(margins: torch.Tensor) -> torch.Tensor:
 
 
 def crop_loss(
-    margins: torch.Tensor, boxes_norm: torch.Tensor, overlap: Overlap, iou_weight: float, margin_weight: float
+    said: torch.Tensor,
+    boxes_norm: torch.Tensor,
+    overlap: Overlap,
+    iou_weight: float,
+    margin_weight: float,
+    edges: EdgeLoss = "smooth-l1",
 ) -> torch.Tensor:
-    """The loss of each picture, (N,): ``iou_weight`` (1 - overlap) + ``margin_weight`` mean over the edges of smooth L1.
+    """The loss of each picture, (N,): ``iou_weight`` (1 - overlap) + ``margin_weight`` mean over the edges of their loss.
 
-    Sources: GIoU, Rezatofighi et al. 2019; CIoU, Zheng et al. 2020 (torchvision's implementations); smooth L1, Girshick 2015, scaled so
-    that it is |error| less a constant beyond ``0.01``.
+    Sources: GIoU, Rezatofighi et al. 2019; CIoU, Zheng et al. 2020 (torchvision's implementations).
 
     Args:
-        margins: (N, 4) predicted shares, not clamped.
+        said: what the first look says, or margins (N, 4), shares, not clamped.
         boxes_norm: (N, 4) true boxes in shares.
         overlap: ``iou`` has no slope where boxes do not meet, ``giou`` has one, ``ciou`` weighs centre and proportions too; with
             ``none`` only the margins count.
         iou_weight, margin_weight: of the two parts.
+        edges: the loss of an edge, see :func:`cropreg.edges.edge_loss`.
     """
     true_margins = torch.cat([boxes_norm[:, :2], 1 - boxes_norm[:, 2:]], dim=1)
-    edges = torch.nn.functional.smooth_l1_loss(margins, true_margins, beta=_SMOOTH, reduction="none").mean(dim=1)
+    each = edge_loss(said, true_margins, edges).mean(dim=1)
     if overlap == "none":
-        return margin_weight * edges
+        return margin_weight * each
     losses = {"iou": _iou_loss, "giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
-    return iou_weight * losses[overlap](to_boxes(margins), _with_area(boxes_norm)) + margin_weight * edges
+    return iou_weight * losses[overlap](to_boxes(read(said)[0]), _with_area(boxes_norm)) + margin_weight * each
 
 
 def _with_area(boxes: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The regressor: EfficientNet-B0's features, and a head that turns them into four margins."""
+"""The regressor: EfficientNet-B0's features, and a head that says of them where four margins end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 
-from cropreg import storage
+from cropreg import edges, storage
 from cropreg.errors import InputError, ModelError
 from cropreg.refiner import EdgeRefiner
 from cropreg.settings import Settings
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _FINE, _COARSE = 5, 8  # stages of features: 112 channels at stride 16, 1280 channels at stride 32
 _FINE_CHANNELS, _COARSE_CHANNELS = 112, 1280
 _FINE_KEPT, _COARSE_KEPT, _HIDDEN = 16, 48, 128
+_MORE = 2  # times the channels kept by a head that keeps rows and columns alone
 KIND_CHANNELS = _FINE_CHANNELS
 
 
@@ -31,17 +32,23 @@ class Architecture(Settings):
     """What it takes to build the regressor again."""
 
     backbone: Literal["efficientnet_b0"] = "efficientnet_b0"
-    head: Literal["spatial", "pooled"] = "spatial"
+    head: Literal["spatial", "pooled", "marginal", "distribution"] = "spatial"
     image_side: int = Field(ge=64, le=1024)
     dropout: float = Field(0.2, ge=0, lt=1)
     refine: bool = False
+    scales: bool = False  # whether the first look says of each margin how unsure it is
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the head says of each edge; see :mod:`cropreg.edges`."""
+        return edges.PLACES if self.head == "distribution" else 1 + self.scales
 
 
 class CropRegressor(nn.Module):
     """Pictures in, margins out.
 
-    The head's last layer starts with weights nought and its bias at ``prior_margins``: before any training the regressor *is* the
-    constant box of the median margins.
+    The head's last layer starts with weights nought and its bias such that it says ``prior_margins``: before any training the regressor
+    *is* the constant box of the median margins.
 
     Args:
         architecture: head and picture side.
@@ -52,37 +59,45 @@ class CropRegressor(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.features = efficientnet_b0(weights=None).features
-        build = SpatialHead if architecture.head == "spatial" else PooledHead
-        self.head = build(architecture)
+        self.head: SpatialHead | MarginalHead | PooledHead
+        if architecture.head == "pooled":
+            self.head = PooledHead(architecture)
+        elif architecture.head == "marginal":
+            self.head = MarginalHead(architecture)
+        else:
+            self.head = SpatialHead(architecture)
         self.refiner = EdgeRefiner() if architecture.refine else None
         with torch.no_grad():
             self.head.last.weight.zero_()
-            self.head.last.bias.copy_(torch.tensor(prior_margins))
+            self.head.last.bias.copy_(edges.first_bias(prior_margins, architecture.numbers))
 
     def forward(self, images: torch.Tensor, strips: torch.Tensor | None = None, extents: torch.Tensor | None = None) -> Any:
-        """(N, 3, side, side) normalised pictures to (N, 4) margins: shares cut from left, top, right, bottom; not clamped.
+        """(N, 3, side, side) normalised pictures to what the first look says of their margins; :func:`cropreg.edges.read` reads it.
 
-        With ``strips`` (M, 4, 3, ALONG_PX, ACROSS_PX) and their ``extents`` (M, 4, EXTENTS) to a pair: the margins, and the refiner's
+        With ``strips`` (M, 4, 3, ALONG_PX, ACROSS_PX) and their ``extents`` (M, 4, EXTENTS) to a pair: that, and the refiner's
         logits (M, 4, bins).  One call for both, because gradients over several processes are exchanged per call.
         """
-        margins = self.margins(images)
+        said = self._said_and_kind(images)[0]
         if strips is None:
-            return margins
+            return said
         assert self.refiner is not None, "this model was built without its second look"
-        return margins, self.refiner(strips, extents)
+        return said, self.refiner(strips, extents)
 
-    def margins(self, images: torch.Tensor) -> torch.Tensor:
-        """The first look: (N, 3, side, side) normalised pictures to (N, 4) margins."""
-        return self.margins_and_kind(images)[0]
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The first look: (N, 3, side, side) normalised pictures to (N, 4) margins, shares cut from left, top, right, bottom, not clamped.
 
-    def margins_and_kind(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first look, and beside its margins (N, KIND_CHANNELS): what kind of picture that is, wherever in it things lie.
-
-        It is the mean of the features at stride 16, which are there anyway.
+        Beside them (N, 4) how unsure it says each is, nought if it says nothing of that, and (N, KIND_CHANNELS): what kind of picture
+        that is, wherever in it things lie.  It is the mean of the features at stride 16, which are there anyway.
         """
+        said, kind = self._said_and_kind(images)
+        return *edges.read(said), kind
+
+    def _said_and_kind(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         fine = self.features[: _FINE + 1](images)  # (N, 112, side / 16, side / 16)
         coarse = self.features[_FINE + 1 :](fine)  # (N, 1280, side / 32, side / 32)
-        return self.head(fine, coarse), fine.mean(dim=(2, 3))
+        said = self.head(fine, coarse)
+        numbers = self.architecture.numbers
+        return said if numbers == 1 else said.unflatten(1, (4, numbers)), fine.mean(dim=(2, 3))
 
 
 class SpatialHead(nn.Module):
@@ -93,22 +108,36 @@ class SpatialHead(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        fine_cells, coarse_cells = (math.ceil(architecture.image_side / stride) ** 2 for stride in (16, 32))
+        fine_cells, coarse_cells = (cells**2 for cells in _cells(architecture))
         self.fine = _reduce(_FINE_CHANNELS, _FINE_KEPT)
         self.coarse = _reduce(_COARSE_CHANNELS, _COARSE_KEPT)
-        self.hidden = nn.Sequential(
-            nn.Linear(_FINE_KEPT * fine_cells + _COARSE_KEPT * coarse_cells, _HIDDEN, bias=False),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.SiLU(inplace=True),
-            nn.Dropout(architecture.dropout),
-        )
-        self.last = nn.Linear(_HIDDEN, 4)
+        self.hidden = _hidden(_FINE_KEPT * fine_cells + _COARSE_KEPT * coarse_cells, _HIDDEN, architecture)
+        self.last = nn.Linear(_HIDDEN, 4 * architecture.numbers)
 
     def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-        """Features at stride 16 and 32 to (N, 4) margins."""
+        """Features at stride 16 and 32 to (N, 4 * numbers), all numbers of an edge together."""
         flat = torch.cat([self.fine(fine).flatten(1), self.coarse(coarse).flatten(1)], dim=1)
-        margins: torch.Tensor = self.last(self.hidden(flat))
-        return margins
+        said: torch.Tensor = self.last(self.hidden(flat))
+        return said
+
+
+class MarginalHead(nn.Module):
+    """Keeps where things are along x and along y apart: of the reduced strides the means over rows and those over columns."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        fine_cells, coarse_cells = _cells(architecture)
+        self.fine = _reduce(_FINE_CHANNELS, _MORE * _FINE_KEPT)
+        self.coarse = _reduce(_COARSE_CHANNELS, _MORE * _COARSE_KEPT)
+        self.hidden = _hidden(2 * _MORE * (_FINE_KEPT * fine_cells + _COARSE_KEPT * coarse_cells), _HIDDEN, architecture)
+        self.last = nn.Linear(_HIDDEN, 4 * architecture.numbers)
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Features at stride 16 and 32 to (N, 4 * numbers)."""
+        kept = self.fine(fine), self.coarse(coarse)
+        flat = torch.cat([features.mean(dim=over).flatten(1) for features in kept for over in (2, 3)], dim=1)
+        said: torch.Tensor = self.last(self.hidden(flat))
+        return said
 
 
 class PooledHead(nn.Module):
@@ -116,18 +145,28 @@ class PooledHead(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
-            nn.Linear(_COARSE_CHANNELS, 2 * _HIDDEN, bias=False),
-            nn.BatchNorm1d(2 * _HIDDEN),
-            nn.SiLU(inplace=True),
-            nn.Dropout(architecture.dropout),
-        )
-        self.last = nn.Linear(2 * _HIDDEN, 4)
+        self.hidden = _hidden(_COARSE_CHANNELS, 2 * _HIDDEN, architecture)
+        self.last = nn.Linear(2 * _HIDDEN, 4 * architecture.numbers)
 
     def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-        """Features at stride 32 to (N, 4) margins; those at stride 16 are not used."""
-        margins: torch.Tensor = self.last(self.hidden(coarse.mean(dim=(2, 3))))
-        return margins
+        """Features at stride 32 to (N, 4 * numbers); those at stride 16 are not used."""
+        said: torch.Tensor = self.last(self.hidden(coarse.mean(dim=(2, 3))))
+        return said
+
+
+def _cells(architecture: Architecture) -> tuple[int, int]:
+    """The sides of the features at stride 16 and 32."""
+    fine, coarse = (math.ceil(architecture.image_side / stride) for stride in (16, 32))
+    return fine, coarse
+
+
+def _hidden(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, outputs, bias=False),
+        nn.BatchNorm1d(outputs),
+        nn.SiLU(inplace=True),
+        nn.Dropout(architecture.dropout),
+    )
 
 
 def _reduce(channels: int, kept: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cropreg import boxes, calibration, checkpoint, novelty, storage
+from cropreg import boxes, calibration, checkpoint, novelty, proportions, storage
 from cropreg.augment import out_of_window
 from cropreg.boxes import from_margins, in_order
 from cropreg.checkpoint import CheckpointInfo
@@ -25,6 +25,7 @@ from cropreg.strips import REACH, cut_strips, extents_of, moved
 # disagree with the first one the model is unsure.
 LOOKS = (0.45, 0.75)
 _DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
+_FIRST_OFF = 0.03  # share of the side by which any edge of a first look may be off: its spread hardly tells one edge from another
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Network:
     """What a model computes, whatever runs it.
 
     Attributes:
-        look: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4) and features (N, F) that say what kind of picture each
-            is; F is 0 where nothing was learned of kinds.
+        look: pictures (N, 3, side, side) uint8 RGB, squashed, to margins (N, 4), how unsure each is (N, 4), and features (N, F) that say
+            what kind of picture each is; F is 0 where nothing was learned of kinds.
         edges: strips (N, 4, ALONG_PX, ACROSS_PX, 3) uint8 and their extents (N, 4, EXTENTS) to how far inward each edge lies and how
             unsure that is, two (N, 4) in shares of the reach; None for a model without a second look.
     """
 
-    look: Callable[[torch.Tensor], tuple[NDArray[np.float64], NDArray[np.float64]]]
+    look: Callable[[torch.Tensor], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
     edges: Callable[[NDArray[np.uint8], NDArray[np.float32]], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
 
@@ -48,8 +49,8 @@ class Predictions:
 
     Attributes:
         boxes_norm: (N, 4) x1, y1, x2, y2 in shares of the picture, within it, with at least a thousandth of area per side.
-        spread: (N, 4) how unsure each edge is, shares of the picture: the standard deviation over the looks, and of what the refiner
-            says of its strip.
+        spread: (N, 4) how unsure each edge is, shares of the picture: the standard deviation over the looks, with what they say of it
+            themselves, if they do; with a refiner what it says of its strip.
         unlike: (N,) how far each picture lies from those that the model learned from, in multiples of what is ordinary: above 1 is
             another kind of picture; NaN where nothing was learned of kinds.
     """
@@ -85,14 +86,17 @@ class Predictor:
     def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Predictions:
         """Boxes for pictures (H, W, 3) uint8 RGB, upright, of any sizes; one batch through the model per look."""
         whole = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
-        first, kind = self._look(pictures, whole)
+        first, unsure, kind = self._look(pictures, whole)
         unlike = novelty.times_limit(kind, self.info.calibration.novelty if self.info.calibration else None)
-        looks = [first]
+        looks = [(first, unsure)]
         for cut in LOOKS:
             windows = whole + (first - whole) * cut
-            looks.append(self._look(pictures, windows)[0])
-        stacked = np.stack(looks)  # (looks, N, 4)
-        found, spread = in_order(stacked.mean(axis=0)), stacked.std(axis=0)
+            looks.append(self._look(pictures, windows)[:2])
+        stacked, said = (np.stack(values) for values in zip(*looks, strict=True))  # (looks, N, 4) both
+        found, spread = in_order(stacked.mean(axis=0)), np.hypot(stacked.std(axis=0), said.mean(axis=0))
+        if self.info.proportion is not None:
+            held, _ = self._held(pictures, found, np.full_like(found, _FIRST_OFF))
+            found, spread = held, np.hypot(spread, _DISAGREEMENT * np.abs(held - found))
         if self._network.edges is not None:
             found, spread = self._refined(pictures, found)
         return Predictions(found, spread, unlike)
@@ -102,13 +106,24 @@ class Predictor:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Looks along the edges of boxes (N, 4), and again along those it finds there: an edge far off comes into the middle so."""
         assert self._network.edges is not None
-        box = found
+        box, spread = found, np.zeros_like(found)
         for _ in range(2):
             strips = np.stack([cut_strips(pixels, edges) for pixels, edges in zip(pictures, box, strict=True)])
             extents = np.stack([extents_of(b, (p.shape[1], p.shape[0])) for p, b in zip(pictures, box, strict=True)])
             inward, unsure = self._network.edges(strips, extents)
             box = in_order(np.clip(moved(box, inward), 0, 1))
-        return box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found))
+            box, spread = self._held(pictures, box, np.hypot(unsure * REACH, _DISAGREEMENT * np.abs(box - found)))
+        return box, spread
+
+    def _held(
+        self, pictures: Sequence[NDArray[np.uint8]], box: NDArray[np.float64], spread: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes (N, 4) on the aspect that all training crops had, if they had one, and their spread (N, 4)."""
+        if self.info.proportion is None:
+            return box, spread
+        sizes_wh = np.array([pixels.shape[1::-1] for pixels in pictures])
+        box, spread = proportions.held_to(box, spread, sizes_wh, self.info.proportion)
+        return in_order(np.clip(box, 0, 1)), spread
 
     def predict_all(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Predictions:
         """Like :meth:`predict`, for any number of pictures, ``batch_size`` in memory at a time."""
@@ -120,7 +135,7 @@ class Predictor:
     def kinds(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> NDArray[np.float64]:
         """What kind of picture each is: features (N, F) of one look."""
         whole = np.array([[0.0, 0.0, 1.0, 1.0]])
-        batches = [self._look(batch, whole.repeat(len(batch), axis=0))[1] for batch in _batched(pictures, batch_size)]
+        batches = [self._look(batch, whole.repeat(len(batch), axis=0))[2] for batch in _batched(pictures, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, 0))
 
     def intervals(self, predictions: Predictions) -> NDArray[np.float64]:
@@ -133,13 +148,16 @@ class Predictor:
 
     def _look(
         self, pictures: Sequence[NDArray[np.uint8]], windows: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Boxes (N, 4) in shares of the pictures, as seen through windows (N, 4) of them; features (N, F) of what is seen."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes (N, 4) as seen through windows (N, 4) of the pictures, how unsure their edges are (N, 4), both in shares of the pictures,
+        and features (N, F) of what is seen.
+        """
         side = self.info.architecture.image_side
         cut = [cut_window(pixels, window) for pixels, window in zip(pictures, windows, strict=True)]
-        margins, kind = self._network.look(torch.stack([squash(view, side) for view, _ in cut]))
-        found = out_of_window(from_margins(np.clip(margins, 0, 1)), np.stack([window for _, window in cut]))
-        return in_order(found), kind
+        margins, unsure, kind = self._network.look(torch.stack([squash(view, side) for view, _ in cut]))
+        seen = np.stack([window for _, window in cut])
+        found = out_of_window(from_margins(np.clip(margins, 0, 1)), seen)
+        return in_order(found), unsure * np.tile(seen[:, 2:] - seen[:, :2], 2), kind
 
 
 @dataclass(frozen=True)
@@ -194,10 +212,10 @@ def _by_torch(model: CropRegressor, device: torch.device) -> Network:
     model = model.eval().to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def look(pixels: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-        margins, kind = model.margins_and_kind(images)
-        return margins.float().cpu().numpy().astype(np.float64), kind.float().cpu().numpy().astype(np.float64)
+        margins, unsure, kind = (values.float().cpu().numpy().astype(np.float64) for values in model.look(images))
+        return margins, unsure, kind
 
     @torch.inference_mode()
     def edges(strips: NDArray[np.uint8], extents: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import box_iou
 
+from cropreg.edges import read
 from cropreg.errors import ModelError
 from cropreg.losses import crop_loss, to_boxes
 from cropreg.model import CropRegressor
@@ -257,8 +258,9 @@ def train_one_epoch(
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
             looks = [part.to(device, non_blocking=True) for part in more[:2]]
-            margins, logits = model(images, *looks) if more else (model(images), None)
-        losses = crop_loss(margins.float(), boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
+            said, logits = model(images, *looks) if more else (model(images), None)
+        weights = settings.iou_weight, settings.margin_weight
+        losses = crop_loss(said.float(), boxes_norm, settings.overlap, *weights, settings.edges)
         if logits is not None:
             assert learner.core.refiner is not None
             losses = losses + refine_loss(learner.core.refiner, logits.float(), more[2].to(device, non_blocking=True))
@@ -301,6 +303,8 @@ def _mixed(*numbers: int) -> int:
 def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) -> Validation:
     """Judges a model on every validation row once, summed over all processes; with a refiner, what its second look says.
 
+    The loss is that of the answer, whatever an edge is trained with: smooth L1 of its margin.
+
     The model is used unwrapped: a process without rows would leave the others waiting in the wrapper's exchange of buffers.
     """
     device = next(model.parameters()).device
@@ -313,7 +317,7 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
     for images, boxes_norm, rows in batches.val():
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
-        margins = model(images).float()
+        margins, _ = read(model(images).float())
         boxes = to_boxes(margins.clamp(0, 1))
         loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         if refiner is not None:

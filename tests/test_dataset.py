@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import framed_print
 
-from cropreg.augment import into_window, out_of_window, reframed_window
+from cropreg.augment import grainy, into_window, out_of_window, reframed_window
 from cropreg.dataset import CropDataset, cut_window, normalise, read_labels, squash
 from cropreg.errors import InputError
 from cropreg.proxies import Proxies
@@ -79,6 +79,36 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(made_boxes: Path) -> N
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     other.set_epoch(1)
     assert any(not torch.equal(a[0], other[i][0]) for i, a in enumerate(first))
+
+
+def test_noise_makes_some_pictures_worse_by_as_much_as_asked_and_leaves_the_box(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    plain, little, much = (
+        CropDataset(dataset, "all", 96, augment=True, reframe=0.0, color=0.0, noise=noise, strips=True) for noise in (0.0, 0.2, 1.0)
+    )
+    changes: dict[str, list[float]] = {"little": [], "much": [], "strips": []}
+    for row in range(len(plain)):
+        (image, box, _, strips, *_), given = plain[row], {"little": little[row], "much": much[row]}
+        for name, other in given.items():
+            assert torch.equal(box, other[1])
+            changes[name].append(float((image - other[0]).abs().mean()))
+        changes["strips"].append(float((strips - given["much"][3]).abs().mean()))
+    kept = sum(change == 0 for change in changes["much"])
+    assert 0 < kept < len(plain) / 2, "a quarter is as it was"
+    assert [change == 0 for change in changes["much"]] == [change == 0 for change in changes["strips"]], "both looks see the same"
+    assert 0 < 2 * sum(changes["little"]) < sum(changes["much"])
+    unaugmented = CropDataset(dataset, "all", 96, noise=1.0)
+    assert torch.equal(unaugmented[0][0], CropDataset(dataset, "all", 96)[0][0])
+
+
+def test_grain_is_as_strong_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    found = [float(np.std(grainy(grey, 0.4, rng))) for _ in range(200)]
+    assert max(found) < 0.4 * 25.5 * 1.05
+    assert 0.35 < np.mean(np.array(found) == 0) < 0.65
+    assert np.mean([value for value in found if value]) == pytest.approx(0.4 * 25.5 / 2, rel=0.2), "even from none to the strongest"
+    assert abs(float(grainy(grey, 1.0, np.random.default_rng(3)).mean()) - 128) < 0.3, "it makes nothing brighter"
 
 
 def test_dataset_travels_to_another_process(made_boxes: Path) -> None:

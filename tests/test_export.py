@@ -15,7 +15,7 @@ from conftest import framed_print, save
 from cropreg import checkpoint, cli, export, novelty
 from cropreg.boxes import from_margins, in_order
 from cropreg.calibration import fit
-from cropreg.checkpoint import CheckpointInfo
+from cropreg.checkpoint import CheckpointInfo, Proportion
 from cropreg.dataset import normalise, squash
 from cropreg.errors import InputError, ModelError, UsageError
 from cropreg.model import Architecture, CropRegressor
@@ -31,12 +31,19 @@ pytestmark = pytest.mark.long
 SIDE = 64
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["one look", "two looks"])
+LOOKS: dict[str, dict[str, Any]] = {
+    "two looks": {"refine": True},
+    "one look with scales": {"scales": True},
+    "one look, distribution": {"head": "distribution"},
+}
+
+
+@pytest.fixture(scope="module", params=LOOKS.values(), ids=LOOKS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never trained, but whose margins depend on the picture."""
     torch.manual_seed(0)
-    model = CropRegressor(Architecture(image_side=SIDE, refine=request.param), (0.2, 0.15, 0.25, 0.1))
-    torch.nn.init.normal_(model.head.last.weight, std=0.0005)
+    model = CropRegressor(Architecture(image_side=SIDE, **request.param), (0.2, 0.15, 0.25, 0.1))
+    torch.nn.init.normal_(model.head.last.weight, std=0.0005 if model.architecture.numbers < 3 else 0.01)
     prints = torch.stack([squash(framed_print(seed)[0], SIDE) for seed in range(8)])
     seen = torch.cat([prints, torch.from_numpy(export._pictures(SIDE)[0]).permute(0, 3, 1, 2)])
     model.eval()
@@ -52,8 +59,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             model.refiner(normalise(strips.movedim(-1, -3)), extents)
     model.eval()
     with torch.no_grad():
-        _, seen_kinds = model.margins_and_kind(normalise(prints.repeat(5, 1, 1, 1) // torch.arange(1, 41)[:, None, None, None]))
-    kinds = {"novelty": novelty.fit(seen_kinds[:20].double().numpy(), seen_kinds[20:].double().numpy())} if request.param else {}
+        *_, seen_kinds = model.look(normalise(prints.repeat(5, 1, 1, 1) // torch.arange(1, 41)[:, None, None, None]))
+    kinds_seen = seen_kinds.double().numpy()
+    kinds = {"novelty": novelty.fit(kinds_seen[:20], kinds_seen[20:])} if model.refiner is not None else {}
     rng = np.random.default_rng(0)
     truth = np.tile([0.2, 0.2, 0.8, 0.8], (60, 1)) + rng.normal(0, 0.01, (60, 4))
     info = CheckpointInfo(
@@ -62,6 +70,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         std=(0.229, 0.224, 0.225),
         prior_margins=(0.2, 0.15, 0.25, 0.1),
         baselines={},
+        proportion=None if model.refiner is not None else Proportion(aspect=4 / 3, deviation=0.02, rows=60),
         epoch=0,
         metrics={},
         calibration=fit(truth, np.abs(rng.normal(0, 0.01, truth.shape)), truth[::-1]).model_copy(update=kinds),
@@ -180,7 +189,7 @@ def test_file_whose_description_is_damaged_is_refused(file: Path, tmp_path: Path
 def test_file_that_gives_no_numbers_is_refused(file: Path, tmp_path: Path) -> None:
     model = onnx.load(str(file))
     bias = next(item for item in model.graph.initializer if item.name.endswith("last.bias"))
-    bias.raw_data = np.full(4, np.nan, np.float32).tobytes()
+    bias.raw_data = np.full(bias.dims[0], np.nan, np.float32).tobytes()
     onnx.save(model, str(tmp_path / "a.onnx"))
     with pytest.raises(ModelError, match="NaN or Inf"):
         export.open_onnx(str(tmp_path / "a.onnx"))

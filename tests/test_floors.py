@@ -61,9 +61,11 @@ PLACES = [
     Place("loading", heavy=TORCH),
     # 4 model
     Place("refiner", heavy=TORCH),
+    Place("edges", heavy=TORCH),
     Place("model", heavy=(*TORCH, "safetensors")),
     Place("losses", heavy=TORCH),
     Place("checkpoint", heavy=(*TORCH, "safetensors")),
+    Place("proportions", heavy=TORCH),
     # 5 learning, judging
     Place("metrics", heavy=TORCH),
     Place("training", heavy=TORCH),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import safetensors.torch
 import torch
 
 from cropreg import model as model_module
+from cropreg.edges import PLACES, edge_loss, read
 from cropreg.errors import InputError, ModelError
 from cropreg.losses import crop_loss, to_boxes
 from cropreg.model import Architecture, CropRegressor, load_backbone
@@ -20,24 +21,86 @@ pytestmark = pytest.mark.long  # each test opens whole EfficientNets or draws pi
 PRIOR = (0.1, 0.2, 0.3, 0.15)
 
 
-@pytest.mark.parametrize("head", ["spatial", "pooled"])
-@pytest.mark.parametrize("side", [64, 100])
-def test_untrained_regressor_is_the_median_box(head: str, side: int) -> None:
-    regressor = CropRegressor(Architecture(head=head, image_side=side), PRIOR).eval()  # type: ignore[arg-type]
-    margins = regressor(torch.rand(2, 3, side, side))
-    assert torch.allclose(margins, torch.tensor([PRIOR, PRIOR]))
+HEADS = get_args(Architecture.model_fields["head"].annotation)
+SAID: list[tuple[dict[str, Any], str]] = [
+    ({}, "smooth-l1"),
+    ({"scales": True}, "laplace"),
+    ({"head": "distribution"}, "smooth-l1"),
+    ({"head": "distribution"}, "dfl"),
+]
 
 
-def test_spatial_head_knows_where_things_are_and_the_pooled_one_does_not() -> None:
+@pytest.mark.parametrize("prior", [PRIOR, (0.0, 0.5, 0.45, 0.001)])
+@pytest.mark.parametrize("scales", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_untrained_regressor_is_the_median_box(head: str, scales: bool, prior: tuple[float, float, float, float]) -> None:
+    for side in (64, 100):
+        regressor = CropRegressor(Architecture(head=head, scales=scales, image_side=side), prior).eval()  # type: ignore[arg-type]
+        margins, unsure, _ = regressor.look(torch.rand(2, 3, side, side))
+        assert torch.allclose(margins, torch.tensor([prior, prior]), atol=1e-4)
+        assert unsure.shape == (2, 4) and bool((unsure > 0).all()) == (regressor.architecture.numbers > 1)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), SAID)
+def test_what_is_said_of_edges_can_be_learned_and_is_surest_of_what_it_knows(architecture: dict[str, Any], kind: str) -> None:
+    """Two pictures that always come with the same box, and two whose boxes vary: the mean of all is right, and the doubt is of those."""
+    built = CropRegressor(Architecture(image_side=64, **architecture), PRIOR)
+    said = built(torch.zeros(2, 3, 64, 64)).detach()[:1].repeat(2, *[1] * (2 if built.architecture.numbers > 1 else 1))
+    said.requires_grad_()
+    optimizer, rng = torch.optim.Adam([said], lr=0.05), torch.Generator().manual_seed(0)
+    for step in range(1500):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 1500)
+        off = torch.stack([torch.zeros(4), 0.1 * torch.rand(4, generator=rng) - 0.05])
+        loss = edge_loss(said, torch.tensor([[0.05, 0.2, 0.3, 0.45]]) + off, kind).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    margins, unsure = read(said)
+    assert (margins - torch.tensor([0.05, 0.2, 0.3, 0.45])).abs().max() < 0.02
+    if kind in ("laplace", "dfl"):
+        assert (unsure[0] < 0.7 * unsure[1]).all(), unsure
+        assert ((unsure[1] > 0.015) & (unsure[1] < 0.07)).all(), unsure
+
+
+def test_distribution_is_pulled_towards_both_places_next_to_an_edge() -> None:
+    said = torch.zeros(1, 4, PLACES, requires_grad=True)
+    edge_loss(said, torch.tensor([[0.0, 0.25, 0.6, 1.0]]), "dfl").sum().backward()
+    assert said.grad is not None
+    for edge, (share, pulled) in enumerate(zip((0.0, 0.25, 0.6, 1.0), (-said.grad[0]).tolist(), strict=True)):
+        low = min(int(share * (PLACES - 1)), PLACES - 2)
+        near = pulled[low] * (low + 1 - share * (PLACES - 1)) + pulled[low + 1] * (share * (PLACES - 1) - low)
+        assert near > 0, edge
+    with torch.no_grad():
+        exact = torch.full((1, 4, PLACES), -30.0)
+        exact[..., 12:14] = 0.0
+        halfway, wrong = (edge_loss(exact, torch.full((1, 4), at / (PLACES - 1)), "dfl") for at in (12.5, 20.0))
+    assert (halfway < 0.05).all() and (wrong > 1).all()
+
+
+def test_head_knows_as_much_of_where_things_are_as_it_keeps() -> None:
     torch.manual_seed(0)
     fine, coarse = torch.rand(2, 112, 4, 4), torch.rand(2, 1280, 2, 2)
     moved = coarse.flip(3)
-    for head, differs in (("spatial", True), ("pooled", False)):
+    for head, differs in (("spatial", True), ("marginal", True), ("distribution", True), ("pooled", False)):
         built = CropRegressor(Architecture(head=head, image_side=64), PRIOR).head.eval()  # type: ignore[arg-type]
         torch.nn.init.normal_(built.last.weight)
         with torch.no_grad():
             change = float((built(fine, coarse) - built(fine, moved)).abs().max())
         assert (change > 1e-4) == differs
+
+
+def test_marginal_head_keeps_rows_and_columns_but_not_which_of_them_meet() -> None:
+    """Two spots on one diagonal have the marginals of two on the other; reducing is switched to one channel's plain mean."""
+    head = CropRegressor(Architecture(head="marginal", image_side=64), PRIOR).head.eval()
+    torch.nn.init.normal_(head.last.weight)
+    fine, coarse = torch.zeros(2, 112, 4, 4), torch.zeros(2, 1280, 2, 2)
+    coarse[0, :, [0, 1], [0, 1]] = 1.0
+    coarse[1, :, [0, 1], [1, 0]] = 1.0
+    beside = coarse.clone()
+    beside[1, :, 0] = 0.0
+    with torch.no_grad():
+        same, other = head(fine, coarse), head(fine, beside)
+    assert torch.allclose(same[0], same[1], atol=1e-6) and not torch.allclose(other[0], other[1], atol=1e-3)
 
 
 OVERLAPS = get_args(Overlap)

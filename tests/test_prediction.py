@@ -19,7 +19,7 @@ from PIL import Image
 
 from cropreg import calibration, cli, cropping, novelty, storage
 from cropreg.boxes import EDGES, Box
-from cropreg.checkpoint import CheckpointInfo, Outcomes
+from cropreg.checkpoint import CheckpointInfo, Outcomes, Proportion
 from cropreg.errors import InputError, OutputError, UnreadableImage, UsageError
 from cropreg.interchange import xmp
 from cropreg.judging import Judge
@@ -50,8 +50,9 @@ class SeesDark(torch.nn.Module):
             )
         return torch.tensor(rows)
 
-    def margins_and_kind(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self(images), images.mean(dim=(2, 3))
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        margins = self(images)
+        return margins, torch.zeros_like(margins), images.mean(dim=(2, 3))
 
 
 @pytest.fixture
@@ -518,3 +519,16 @@ def test_constraint_that_moves_an_edge_inward_breaks_the_promise_and_goes_to_rev
         knowing(predictor), tmp_path, max_risk=0.1, tolerance=0.01, lean="safe", aspect="9:1"
     )  # no room for it beside the box
     assert row["verdict"] == "review" and "a constraint moved an edge inward" in row["reason"] and row["crop_uri"] is None
+
+
+def test_boxes_are_held_to_the_aspect_that_all_training_crops_had(predictor: Predictor) -> None:
+    """The model is exact, and told that it is wrong: what moves, and that it comes out in the aspect, is all that is looked at."""
+    pictures = [framed_print(seed)[0] for seed in range(6)]
+    free = predictor.predict(pictures)
+    aspect = Proportion(aspect=2.0, deviation=0.001, rows=100)
+    held = Predictor(predictor._network, predictor.info.model_copy(update={"proportion": aspect})).predict(pictures)
+    sizes = np.array([picture.shape[1::-1] for picture in pictures])
+    sides = (held.boxes_norm[:, 2:] - held.boxes_norm[:, :2]) * sizes
+    inside = (held.boxes_norm.min(axis=1) > 0) & (held.boxes_norm.max(axis=1) < 1)
+    assert inside.any() and np.abs(np.abs(np.log2(sides[inside, 0] / sides[inside, 1])) - 1).max() < 0.01
+    assert (held.spread.mean(axis=1) > free.spread.mean(axis=1)).all(), "a box that had to be moved is less sure"

@@ -50,6 +50,17 @@ def test_resumed_run_goes_by_the_settings_it_was_resumed_with(tmp_path: Path, da
     assert runs.state_of(str(tmp_path / "run"), dataset, longer) == "finished"
 
 
+def test_run_that_began_before_a_setting_existed_goes_on(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    file = tmp_path / "run.json"
+    facts = json.loads(file.read_text())
+    del facts["settings"]["edges"]
+    file.write_text(json.dumps(facts))
+    assert runs.state_of(str(tmp_path), dataset, changed(resume=True)) == "begun"
+    with pytest.raises(OutputError, match=r"other settings \(edges\)"):
+        runs.state_of(str(tmp_path), dataset, changed(resume=True, edges="laplace"))
+
+
 def test_new_run_removes_what_belongs_to_the_old_one_and_nothing_else(tmp_path: Path, dataset: BoxDataset) -> None:
     take(tmp_path, dataset, SETTINGS)
     for name in ("metrics.csv", "finished.json", "evaluation.json", "report.html", "notes.txt"):

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cropreg import training
-from cropreg.errors import ModelError
+from cropreg.errors import ModelError, UsageError
+from cropreg.pipelines.train import check_edges
 from cropreg.settings import TrainSettings
 from cropreg.training import Batch, EpochResult, Learner, Progression, fit, validate
 
@@ -215,3 +216,33 @@ def test_divergence_names_only_the_pairs_whose_loss_is_no_number() -> None:
     model: Any = Unmixed()
     with pytest.raises(ModelError, match=r"pairs pair-5\. "):
         run(TrainSettings(max_epochs=1), Learner(model, model, TrainSettings(), None), batches)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"edges": "dfl"}, r"--head spatial gives none\. Add --head distribution"),
+        ({"edges": "laplace", "head": "distribution"}, "Use --edges dfl, or --head spatial"),
+        ({"edges": "laplace", "margin_weight": 0.0}, "does nothing with --margin-weight 0"),
+    ],
+)
+def test_edge_losses_that_do_not_go_with_the_head_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_edges(TrainSettings(**given))
+
+
+@pytest.mark.parametrize("numbers", [2, 48])
+def test_loop_learns_what_is_said_as_scales_and_as_places(numbers: int) -> None:
+    class Says(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(16, 4 * numbers)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).unflatten(1, (4, numbers))
+
+    settings = TrainSettings(max_epochs=40, learning_rate=0.02, averaging=0.5, edges="laplace" if numbers == 2 else "dfl")
+    torch.manual_seed(0)
+    model: Any = Says()
+    results = run(settings, Learner(model, model, settings, None))
+    assert min(r.val_loss for r in results) < 0.6 * results[0].val_loss

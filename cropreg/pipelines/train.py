@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cropreg import calibration, champion, checkpoint, curve, novelty, promise, report, runs, storage, tracking
+from cropreg import calibration, champion, checkpoint, curve, novelty, promise, proportions, report, runs, storage, tracking
 from cropreg.cache import Cache
 from cropreg.checkpoint import CheckpointInfo, Novelty, Outcomes
 from cropreg.dataset import MEAN, STD, CropDataset
@@ -60,6 +60,7 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
         raise UsageError(
             f"--batch-size {settings.batch_size}: every one of {settings.most_workers} workers needs at least 2 pictures a step."
         )
+    check_edges(settings)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     if settings.num_workers == 0 and use_gpu and not torch.cuda.is_available():
         raise UsageError(
@@ -79,6 +80,20 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
         result = _train(dataset, out, settings, address, use_gpu, counts["train"])
         storage.write_whole(storage.join(out, "finished.json"), json.dumps(result, indent=1).encode())
     return {**summary, **result}
+
+
+def check_edges(settings: TrainSettings) -> None:
+    """Refuses losses that the head has no numbers for, and numbers that no loss teaches."""
+    if settings.edges == "dfl" and settings.head != "distribution":
+        raise UsageError(
+            f"--edges dfl is a loss of shares of places, and --head {settings.head} gives none. Add --head distribution."
+        )
+    if settings.edges == "laplace" and settings.head == "distribution":
+        raise UsageError(
+            "--edges laplace: --head distribution says by itself how unsure it is. Use --edges dfl, or --head spatial."
+        )
+    if settings.edges != "smooth-l1" and settings.margin_weight == 0:
+        raise UsageError(f"--edges {settings.edges} does nothing with --margin-weight 0. Leave one of them out.")
 
 
 def _train(
@@ -262,8 +277,9 @@ def _learn(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = Loaders(dataset, settings, device, rank, world, share)
     architecture = Architecture(
-        head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine
-    )
+        head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine,
+        scales=settings.edges == "laplace",
+    )  # fmt: skip
     baselines = fit_baselines(batches.train_data.labels.boxes_norm)
     core = CropRegressor(architecture, baselines["median_box"])
     last = storage.join(out, "checkpoints/last")
@@ -287,10 +303,13 @@ def _learn(
         std=STD,
         prior_margins=baselines["median_box"],
         baselines=baselines,
+        proportion=proportions.learn(batches.train_data.labels.boxes_norm, batches.train_data.labels.sizes_wh),
         epoch=-1,
         metrics={},
     )
     if rank == 0:
+        if (held := info.proportion) is not None:
+            log.info("aspect=%.4g deviation=%.2g of all crops: boxes are held to it", held.aspect, held.deviation)
         recorder = runs.Recorder(out, settings, learner, info, progress)
         with tracking.opened(out, settings.track, settings.model_dump(), learner.progression.epoch) as told:
 

@@ -14,6 +14,7 @@ DEFAULT_RETRY = "unreadable,crashed"
 TRACKERS = ("mlflow", "wandb")
 ReadFrom = Literal["proxies", "originals"]
 Overlap = Literal["giou", "ciou", "iou", "none"]
+EdgeLoss = Literal["smooth-l1", "laplace", "dfl"]
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"image_side": 96, "max_epochs": 20, "lr_patience": 3, "patience": 6},
     "balanced": {"image_side": 128, "max_epochs": 60, "lr_patience": 8, "patience": 16},
@@ -72,7 +73,11 @@ class TrainSettings(Settings):
         None, description="image side, epochs and patience at once; what is set beside it wins"
     )
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
-    head: Literal["spatial", "pooled"] = Field("spatial", description="spatial keeps where things are; pooled averages it away")
+    head: Literal["spatial", "pooled", "marginal", "distribution"] = Field(
+        "spatial",
+        description="spatial keeps where things are, marginal the means of rows and columns; pooled averages all away; distribution: "
+        "spatial, but it says where an edge may lie as shares of places",
+    )
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
     refine: bool = Field(True, description="look again along each predicted edge, at the full resolution of the proxies")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
@@ -91,11 +96,16 @@ class TrainSettings(Settings):
     overlap: Overlap = Field("giou", description="what the IoU loss measures; none: the margins alone count")
     iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
     margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")
+    edges: EdgeLoss = Field(
+        "smooth-l1",
+        description="margin loss of an edge; laplace learns how unsure each is; dfl takes its two nearest places, with --head distribution",
+    )
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(
         "none", description="mirror at random; only if the habit has no side"
     )
     reframe: float = Field(0.5, ge=0, le=1, description="how much of the room outside the box re-framing may cut away")
     color: float = Field(0.2, ge=0, le=1, description="strength of random brightness, contrast, saturation")
+    noise: float = Field(0.0, ge=0, le=1, description="strength of random grain and of saving as a worse JPEG")
     from_: ReadFrom = Field("proxies", description="what an epoch decodes")
     loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
     num_workers: int | str = Field(
