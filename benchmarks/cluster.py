@@ -36,15 +36,17 @@ from cropreg.settings import MatchSettings
 from cropreg.splits import parse_shares
 
 DIFFERENT = 48  # pairs that are made; more are links to them
+FEW = 160  # pairs that are matched beforehand
 
 
 def linked_pairs(folder: Path, photos: list[Path], pixels: float, count: int) -> None:
     """Folders of as many pairs as asked for, of which DIFFERENT are made."""
     made = make_pairs(folder / "made", photos, pixels, min(count, DIFFERENT))
-    for side in ("originals", "crops"):
-        (folder / side).mkdir()
-        for i in range(count):
-            os.link(folder / "made" / side / f"{i % len(made):04d}.jpg", folder / side / f"{i:05d}.jpg")
+    for place, number in ((folder, count), (folder / "few", min(count, FEW))):
+        for side in ("originals", "crops"):
+            (place / side).mkdir(parents=True)
+            for i in range(number):
+                os.link(folder / "made" / side / f"{i % len(made):04d}.jpg", place / side / f"{i:05d}.jpg")
 
 
 def by_ray(folder: Path, out: Path) -> float:
@@ -97,13 +99,12 @@ def main() -> None:
         pairs = match.pairing.discover(f"{folder}/originals", f"{folder}/crops")
         took: dict[str, list[float]] = {}
         with started({cores[0]}):
-            by_ray(folder, folder / "warm-one")
+            by_ray(folder / "few", folder / "warm-one")
             took["one"] = [by_ray(folder, folder / f"one-{number}") for number in range(o.rounds)]
         with started(set(cores[:2])), multiprocessing.get_context("spawn").Pool(2, cv2.setNumThreads, (1,)) as pool:
             took |= {"two": [], "pool": []}
-            few = match.cut_parts(pairs, 0)[:4]
-            by_pool(pool, [pair for part in few for pair in part], folder / "warm-pool")
-            by_ray(folder, folder / "warm-two")
+            by_pool(pool, pairs[:FEW], folder / "warm-pool")
+            by_ray(folder / "few", folder / "warm-two")
             for number in range(o.rounds):
                 took["pool"].append(by_pool(pool, pairs, folder / f"pool-{number}"))
                 took["two"].append(by_ray(folder, folder / f"two-{number}"))

@@ -17,12 +17,12 @@ from cropreg.matching.features import Keypoints, keypoints
 from cropreg.matching.plane import Plane
 from cropreg.matching.progressive import first_scan
 
-SEARCH_LONG_SIDE_PX = 120  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
+SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
 NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most noise is quantised away
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
-FULL_MAX_PX = 400_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
+FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 

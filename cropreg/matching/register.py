@@ -115,10 +115,11 @@ def coarse_to_fine(
     Only the finest is fitted robustly and to the end.  Pairs are made when they are needed, since most candidates fall early.
     """
     fit = Fit(place, 0.0, np.inf, np.inf, False, model)
+    end_px = 0.02 if model == "shift" else 0.01  # shifts are rounded to whole pixels, or told by windows
     for level in levels:
         last = level == levels[-1]
         steps = iterations if last else min(iterations, COARSE_ITERATIONS)
-        next_fit = register(pair_at(level), fit.place, model, iterations=steps, robust=last, tolerance_px=0.01 if last else 0.1)
+        next_fit = register(pair_at(level), fit.place, model, iterations=steps, robust=last, tolerance_px=end_px if last else 0.1)
         if next_fit.ncc <= least_ncc:
             return replace(fit, ncc=next_fit.ncc, converged=False)
         fit = next_fit

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, without_shear
+from cropreg.matching.place import Affine, shifted, without_shear
 from cropreg.matching.plane import Plane, band_pass, deviation, from_between
 
 MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
@@ -88,10 +88,13 @@ def at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: int, 
 
 def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[Candidate]:
     whole, template = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
+    corner = from_between(original, crop, shifted(0, 0))
     found: list[Candidate] = []
     for a, b in ((whole, template), (band_pass(whole, band_px), band_pass(template, band_px))):
         for x, y, ncc in peaks(correlation_map(a, b), count, apart_px=3):
-            found.append(Candidate(from_between(original, crop, np.array([[1, 0, x], [0, 1, y]], np.float64)), ncc, original.step))
+            place = corner.copy()
+            place[:, 2] += x * original.step_xy[0], y * original.step_xy[1]
+            found.append(Candidate(place, ncc, original.step))
     found.sort(key=lambda c: -c.ncc)
     return distinct(found, apart_px=2 * original.step)
 

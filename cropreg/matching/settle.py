@@ -19,13 +19,13 @@ from cropreg.matching.fine import (
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
+from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
 from cropreg.matching.local import common_stretch, displacements
 from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
-from cropreg.matching.register import Fit, register
+from cropreg.matching.register import register
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import quantile
 
@@ -153,21 +153,19 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]
     shift: Found | None = found if found.is_shift and fits_inside else None
     start = found.place
-    if shift and min(found.pair.crop.size_wh) >= s.ask_coarse_px:
-        if found.pair.bands:
-            half = paired(original, crop, 2 * found.pair.step, 1.0, s)
-        else:
-            half = Pair(found.pair.original.reduced(2), found.pair.crop.reduced(2), s.band_px)
-        asked = register(half, start, "similarity", iterations=s.iterations, robust=False)
-        if _rest(register(half, start, "shift", iterations=1, robust=False).ncc) < s.free_gain * _rest(asked.ncc):
+    if shift:
+        pair, as_it_is = found.pair, shift.fit.ncc
+        if min(pair.crop.size_wh) >= s.ask_coarse_px:
+            if pair.bands:
+                pair = paired(original, crop, 2 * pair.step, 1.0, s)
+            else:
+                pair = Pair(pair.original.reduced(2), pair.crop.reduced(2), s.band_px)
+            as_it_is = register(pair, start, "shift", iterations=1, robust=False).ncc
+        asked = register(pair, start, "similarity", iterations=s.iterations, robust=False, tolerance_px=0.05)
+        if _rest(as_it_is) < s.free_gain * _rest(asked.ncc):
             return shift, True
         start = asked.place if asked.converged else start
-    free = found
-    if found.fit.model not in ("similarity", "free"):
-        fit = register(found.pair, start, "similarity", iterations=s.iterations)
-        if shift and _adds_nothing(shift.fit, fit, s):
-            return shift, True
-        free = replace(found, fit=fit, evidence=compare(found.pair, fit.place, s))
+    free = found if found.fit.model in ("similarity", "free") else refit(found, start, "similarity", s)
     scale = places.scale(free.place)
     if free.fit.converged and abs(scale * found.pair.step / found.pair.crop.step - 1) > s.repair and found.pair.crop.step > 1:
         free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
@@ -185,12 +183,6 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     if stretched.fit.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.fit.ncc):
         return stretched, False
     return free, False
-
-
-def _adds_nothing(shift: Fit, free: Fit, s: MatcherSettings) -> bool:
-    """Whether a fit with scale and angle leaves a mere shift standing, as most do, before anything is compared."""
-    near = _is_near(free.place, min(s.repair, s.most_kept_scale), s.most_kept_angle_deg)
-    return not free.converged or (near and _rest(shift.ncc) < s.free_gain * _rest(free.ncc))
 
 
 def _rest(ncc: float) -> float:

@@ -30,7 +30,7 @@ from cropreg.logs import Progress
 log = logging.getLogger(__name__)
 
 _FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
-_CPUS_A_TASK = 2 / 3  # Ray Data lets 0.2 s pass between two tasks; meanwhile half as many more keep the cores busy
+_CPUS_A_TASK = 0.66  # Ray Data lets 0.2 s pass between two tasks; meanwhile half as many more keep the cores busy
 _SEEN_WITHIN_S = 10  # a network disk may show a new file late
 
 

@@ -54,7 +54,7 @@ from cropreg.splits import parse_shares, split_of
 
 log = logging.getLogger(__name__)
 
-_PART_PAIRS_MIN, _PART_PAIRS_MAX, _PARTS_WANTED = 48, 1000, 64
+_PART_PAIRS_MIN, _PART_PAIRS_MAX, _PARTS_WANTED = 32, 1000, 64
 _PARTS_IN_MEMORY = 64
 
 Labeller = Callable[[Sequence[Pair], Labelling, child.Limits], tuple[list[Row], list[Row]]]
