@@ -86,13 +86,13 @@ def make(folder: Path, boxes: Path, rows: int) -> None:
             }
         )  # fmt: skip
     parts = []
-    for name, file, data in (
-        ("pairs", "pairs/part-a.parquet", parquet_bytes(table, PAIRS)),
-        ("proxies", "proxies/part-a.arrow", proxies_bytes(proxies)),
+    for name, file, count, data in (
+        ("pairs", "pairs/part-a.parquet", len(table), parquet_bytes(table, PAIRS)),
+        ("proxies", "proxies/part-a.arrow", len(proxies), proxies_bytes(proxies)),
     ):
         (boxes / file).parent.mkdir(parents=True)
         (boxes / file).write_bytes(data)
-        parts.append(Part.of(name, file, len(table), data))
+        parts.append(Part.of(name, file, count, data))
     commit_manifest(str(boxes), parts, config={}, counts={}, parent=0, version="0")
 
 
