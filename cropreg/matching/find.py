@@ -158,18 +158,20 @@ def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: Match
 def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
     """The best place any search comes up with, cheap searches first; None if there is not even a bad one."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
-    fits = cw <= ow and ch <= oh
     found = quick_search(original, crop, lowest_scale, s)
-    fine = fits and (max(crop.search_plane.size_wh) < s.small_px or _texture(crop, s) < s.faint_texture)
-    if fine and _texture(crop, s) < s.faint_texture and not plausible(found, s):  # nobody resizes skies, or few
-        found, fine = _finer(original, crop, found, s), False
+    if plausible(found, s):
+        return found
+    faint = _texture(crop, s) < s.faint_texture
+    finer = cw <= ow and ch <= oh and (faint or max(crop.search_plane.size_wh) < s.small_px)
+    if finer and faint:  # a sky: hardly anybody resizes those
+        found = _finer(original, crop, found, s)
     if not plausible(found, s):
         candidates = over_scales(
             original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px,
             s.sweep_band_px, s.sweep_peaks,
         )  # fmt: skip
         found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
-    if fine and not plausible(found, s):
+    if finer and not faint and not plausible(found, s):
         found = _finer(original, crop, found, s)
     return found
 
@@ -181,7 +183,7 @@ def _finer(original: Picture, crop: Picture, found: Found | None, s: MatcherSett
 
 
 def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found | None:
-    """Correlates everything at half size, large pictures at a quarter or less: brings back plain crops whose only texture is fine."""
+    """Correlates everything at half size or, for the sake of memory, less: brings back plain crops whose only texture is fine."""
     num_px = original.size_wh[0] * original.size_wh[1]
     factor = 1 if min(crop.size_wh) < 64 else max(2, round(math.sqrt(num_px / FINER_PX)))
     whole, part = (averaged(Plane(p.full()), factor) for p in (original, crop))
