@@ -23,6 +23,7 @@ REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
 NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most noise is quantised away
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
+LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -49,6 +50,8 @@ class Picture:
         self._halved: dict[float, Plane] = {}
         self._planes: dict[tuple[float, int], Plane] = {}  # by step and band, 0 for none
         self._keypoints: Keypoints | None = None
+        self.is_large = False
+        """Whether a crop is at least half as long and as high as its original: it was hardly shrunk, and less of it will do."""
         self._source: Callable[[], NDArray[np.uint8]] = self._decoded
 
     @classmethod
@@ -83,9 +86,10 @@ class Picture:
     @property
     def factor(self) -> int:
         """By how much the decoder reduces the picture: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
-        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= FULL_MAX_PX:
+        most_px, least = (LARGE_CROP_MAX_PX, LARGE_CROP_LONG_SIDE_PX) if self.is_large else (FULL_MAX_PX, SEARCH_LONG_SIDE_PX)
+        least = PROXY_LONG_SIDE_PX if self._with_proxy else least
+        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= most_px:
             return 1
-        least = PROXY_LONG_SIDE_PX if self._with_proxy else SEARCH_LONG_SIDE_PX
         return 8 if max(self.size_wh) >= 8 * least and min(self.size_wh) >= 8 * 24 else 1
 
     @cached_property
