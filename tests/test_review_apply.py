@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ def test_rejected_crop_is_taken_away(images: Path, out: Path) -> None:
     row = rows_of(out)[1]
     assert not (out / "sub" / "1.png").exists()
     assert (row["verdict"], row["reason"], row["crop_uri"]) == ("review", "rejected by ann", None)
+
+
+def test_folder_that_was_copied_leaves_the_crops_of_its_old_place_alone(images: Path, out: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(out, copied)
+    decide(copied, 1, "reject")
+    predict.run("run", str(images), out=str(copied), settings=APPLY)
+    assert (out / "sub" / "1.png").exists() and not (copied / "sub" / "1.png").exists()
+    assert rows_of(copied)[0]["crop_uri"] == str(copied / "sub" / "0.png")
 
 
 def test_rejected_picture_loses_its_sidecar_and_others_keep_theirs(images: Path, out: Path) -> None:

@@ -85,7 +85,7 @@ def run(
         raise InputError(
             f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
         )
-    finished, unfinished = _earlier(out)
+    finished, unfinished = (_at_home(rows, out, entries) for rows in _earlier(out))
     if not settings.overwrite:
         _refuse_others(out, job.model_id, [*finished, *unfinished])
     # Writing again starts anew, but goes on where it was itself interrupted.
@@ -256,6 +256,15 @@ def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     finished = read_predictions(table) if storage.exists(table) else []
     uris = [entry.uri for entry in storage.list_files(parts, (".parquet",))] if storage.is_folder(parts) else []
     return finished, [row for uri in uris for row in read_predictions(uri)]
+
+
+def _at_home(rows: list[dict[str, Any]], out: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The rows, whose crops lie in ``out`` though it was moved or copied: those of its old place are not ours to write or remove."""
+    home = {entry.uri: storage.join(out, storage.local_path(storage.path_to_uri(entry.relative))) for entry in entries}
+    for row in rows:
+        if row["crop_uri"] is not None and not row["crop_uri"].startswith(storage.join(out, "")):
+            row["crop_uri"] = home.get(row["image_uri"])
+    return rows
 
 
 def _refuse_others(out: str, model_id: str, rows: Sequence[dict[str, Any]]) -> None:
