@@ -70,7 +70,7 @@ def find_in(original: Picture, crop: Picture, settings: MatcherSettings = DEFAUL
         match = replace(match, original_wh=original.size_wh, orientation=original.header.orientation)
         match = replace(match, crop_wh=crop.size_wh)
         crop.is_large = all(o <= 2 * c <= 2 * o for c, o in zip(crop.size_wh, original.size_wh, strict=True))
-        return _judge(match, original, crop, settings)
+        return _judge(match, original.for_crop(crop.size_wh), crop, settings)
     except UnreadableImage as error:
         return replace(match, reason=str(error))
 

@@ -24,6 +24,7 @@ NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most no
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
+SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -52,6 +53,8 @@ class Picture:
         self._keypoints: Keypoints | None = None
         self.is_large = False
         """Whether a crop is at least half as long and as high as its original: it was hardly shrunk, and less of it will do."""
+        self._decodes_whole = False
+        self._whole: Picture | None = None
         self._source: Callable[[], NDArray[np.uint8]] = self._decoded
 
     @classmethod
@@ -88,7 +91,7 @@ class Picture:
         """By how much the decoder reduces the picture: 8 costs 0.7 of a full decode, 2 and 4 as much as a full decode."""
         most_px, least = (LARGE_CROP_MAX_PX, LARGE_CROP_LONG_SIDE_PX) if self.is_large else (FULL_MAX_PX, SEARCH_LONG_SIDE_PX)
         least = PROXY_LONG_SIDE_PX if self._with_proxy else least
-        if self.header.format not in REDUCIBLE or self.header.width * self.header.height <= most_px:
+        if self._decodes_whole or self.header.format not in REDUCIBLE or self.header.width * self.header.height <= most_px:
             return 1
         return 8 if max(self.size_wh) >= 8 * least and min(self.size_wh) >= 8 * 24 else 1
 
@@ -164,6 +167,18 @@ class Picture:
             return np.asarray(cv2.cvtColor(self._color, cv2.COLOR_RGB2GRAY), np.uint8)
         return images.decode_grey(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
 
+    def for_crop(self, crop_wh: tuple[int, int]) -> Picture:
+        """This picture as it is best searched for a crop of that size: a small one asks for the full size in the end, so from the start.
+
+        Shares what was decoded.  Where a proxy is made, the reduced decode is paid for anyway; of progressive files it is cheap.
+        """
+        if self._with_proxy or self.header.progressive or self.factor == 1 or max(crop_wh) >= SMALL_CROP_LONG_SIDE_PX:
+            return self
+        if self._whole is None:
+            self._whole = Picture(b"", self.name)
+            self._whole.header, self._whole._source, self._whole._decodes_whole = self.header, self.full, True
+        return self._whole
+
     def mirrored(self) -> Picture:
         """This picture with left and right exchanged; shares what was decoded."""
         twin = Picture(b"", self.name)
@@ -194,7 +209,7 @@ class Picture:
     def forget(self) -> None:
         """Lets go of the pixels at full size; what is needed again is decoded again."""
         if self._data:
-            self._full = self._color = None
+            self._full = self._color = self._whole = None
             if self.factor == 1:
                 self.__dict__.pop("search_plane", None)
                 self._halved.clear()

@@ -194,6 +194,21 @@ def test_several_crops_of_one_original_share_its_decode(original, pixels, monkey
     assert decodes.count("original") == 1
 
 
+def test_a_small_crop_costs_one_decode_and_finds_the_same_whoever_was_before_it(original, pixels, monkeypatch):
+    from cropreg.images import decode
+
+    decodes = []
+    real = decode._by_opencv
+    monkeypatch.setattr(decode, "_by_opencv", lambda data, name, flags: decodes.append(name) or real(data, name, flags))
+    small = encode(cv2.resize(np.asarray(pixels[Y1:Y2, X1:X2]), (301, 232), interpolation=cv2.INTER_AREA))
+    first = find_in(Picture(original, "original"), Picture(small, "small"))
+    assert first.verdict == "found"
+    assert decodes.count("original") == 1
+    shared = Picture(original, "original")
+    assert find_in(shared, Picture(encode(pixels[Y1:Y2, X1:X2]), "large")).box == BOX
+    assert find_in(shared, Picture(small, "small")) == first
+
+
 @pytest.mark.parametrize("size", [(1813, 1211), (500, 333)])
 def test_the_proxy_comes_from_the_decode_of_the_search(size, monkeypatch):
     from cropreg import images
