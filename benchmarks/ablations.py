@@ -45,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no colour": {"color": 0.0},
     "stronger colour": {"color": 0.4},
     "noise": {"noise": 0.3},
+    "turned by up to 1 degree": {"turn": 1.0},
+    "side 64": {"image_side": 64},
+    "side 128": {"image_side": 128},
     "no dropout": {"dropout": 0.0},
     "no averaging": {"averaging": 0.0},
 }

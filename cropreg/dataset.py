@@ -26,7 +26,7 @@ from cropreg.schema import FOUND, BoxDataset
 from cropreg.splits import is_within
 from cropreg.strips import cut_strips, extents_of, jittered, offsets_between
 
-_STRIPS, _NOISE = 1, 2  # tell the chance of strips and of noise from that of frames
+_STRIPS, _NOISE, _TURN = 1, 2, 3  # tell the chance of strips, of noise and of turns from that of frames
 _WORST_JPEG, _BEST_JPEG = 20, 95
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
 
@@ -101,8 +101,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         dataset: the box dataset.
         split: ``train``, ``val``, ``calib``, ``test`` or ``all``.
         side: px.
-        augment: re-frame, recolour and, if asked, flip and make worse, at random.  What happens to a row depends on the seed, the epoch
-            (:meth:`set_epoch`) and the row alone, not on who loads it.
+        augment: re-frame, recolour and, if asked, flip, turn and make worse, at random.  What happens to a row depends on the seed, the
+            epoch (:meth:`set_epoch`) and the row alone, not on who loads it.
         read_from: ``proxies`` or ``originals``.
         strips: give strips, too.
         share: of the groups, as :func:`read_labels` takes it.
@@ -123,6 +123,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         reframe: float = 0.5,
         color: float = 0.2,
         noise: float = 0.0,
+        turn: float = 0.0,
         read_from: Literal["proxies", "originals"] = "proxies",
         seed: int = 0,
         strips: bool = False,
@@ -132,7 +133,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         self._strips = strips
         self.labels = read_labels(dataset, split, share, seed)
         self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
-        self._noise = noise if augment else 0.0
+        self._noise, self._turn = (noise, turn) if augment else (0.0, 0.0)
         self._max_pixels = int(
             dataset.manifest["config"].get("max_pixels", DEFAULT_MAX_PIXELS)
         )  # what matching took, training takes
@@ -173,6 +174,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         pixels, box = self.picture(index), self.labels.boxes_norm[index]
+        if self._turn:
+            pixels = turned(pixels, box, self._turn, np.random.default_rng([self._seed, int(self._epoch), index, _TURN]))
         if self._noise:
             pixels = self._worse(pixels, index)
         more = self._along_edges(pixels, index) if self._strips else ()
@@ -220,6 +223,23 @@ def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> t
     x1, y1 = int(window_norm[0] * width), int(window_norm[1] * height)
     x2, y2 = max(int(np.ceil(window_norm[2] * width)), x1 + 1), max(int(np.ceil(window_norm[3] * height)), y1 + 1)
     return pixels[y1:y2, x1:x2], boxes.normalise([x1, y1, x2, y2], (width, height))
+
+
+def turned(
+    pixels: NDArray[np.uint8], box_norm: NDArray[np.float64], most_deg: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) uint8 turned about the centre of its box, by an angle drawn evenly from +-``most_deg``; the box stays.
+
+    What comes from outside the picture is its border, repeated.
+    """
+    if most_deg == 0 or rng.random() < 0.5:
+        return pixels
+    height, width = pixels.shape[:2]
+    x, y = (box_norm[:2] + box_norm[2:]) / 2 * (width, height) - 0.5
+    turn = cv2.getRotationMatrix2D((float(x), float(y)), most_deg * float(rng.uniform(-1, 1)), 1.0)
+    return np.asarray(
+        cv2.warpAffine(pixels, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8
+    )
 
 
 def squash(pixels: NDArray[np.uint8], side: int) -> torch.Tensor:

@@ -61,7 +61,8 @@ class Loaders:
         cache = Cache(settings.cache_dir, settings.cache_gb)
         self.train_data = CropDataset(
             dataset, "train", settings.image_side, augment=True, flip=settings.flip, reframe=settings.reframe, color=settings.color,
-            noise=settings.noise, read_from=settings.from_, seed=settings.seed, strips=settings.refine, share=share, cache=cache,
+            noise=settings.noise, turn=settings.turn, read_from=settings.from_, seed=settings.seed, strips=settings.refine, share=share,
+            cache=cache,
         )  # fmt: skip
         self._val_data = val_data = CropDataset(dataset, "val", settings.image_side, read_from=settings.from_, cache=cache)
         workers = settings.loader_workers

@@ -11,7 +11,7 @@ import torch
 from conftest import framed_print
 
 from cropreg.augment import grainy, into_window, out_of_window, reframed_window
-from cropreg.dataset import CropDataset, cut_window, normalise, read_labels, squash
+from cropreg.dataset import CropDataset, cut_window, normalise, read_labels, squash, turned
 from cropreg.errors import InputError
 from cropreg.proxies import Proxies
 from cropreg.schema import BoxDataset
@@ -109,6 +109,30 @@ def test_grain_is_as_strong_as_it_says() -> None:
     assert 0.35 < np.mean(np.array(found) == 0) < 0.65
     assert np.mean([value for value in found if value]) == pytest.approx(0.4 * 25.5 / 2, rel=0.2), "even from none to the strongest"
     assert abs(float(grainy(grey, 1.0, np.random.default_rng(3)).mean()) - 128) < 0.3, "it makes nothing brighter"
+
+
+def test_turns_are_about_the_box_and_as_far_as_they_say() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[98:102, 225:235] = 255  # 80 px to the right of the box's centre
+    box, angles = np.array([0.3, 0.2, 0.7, 0.8]), []
+    for seed in range(60):
+        found = turned(pixels, box, 5.0, np.random.default_rng(seed))
+        y, x = (float(np.average(places, weights=found[..., 0])) for places in np.indices((200, 300)))
+        assert np.hypot(x - 149.5, y - 99.5) == pytest.approx(80, abs=0.6), "the distance from the centre is kept"
+        angles.append(np.degrees(np.arctan2(y - 99.5, x - 149.5)))
+    still = sum(abs(angle) < 1e-6 for angle in angles)
+    assert 15 < still < 45 and 4 < max(angles) <= 5.2 and -5.2 <= min(angles) < -4
+
+
+def test_turned_pictures_keep_their_box_and_only_in_training(made_boxes: Path) -> None:
+    dataset = BoxDataset.open(str(made_boxes))
+    how = {"reframe": 0.0, "color": 0.0, "strips": True}
+    plain, askew = (CropDataset(dataset, "all", 96, augment=True, turn=turn, **how) for turn in (0.0, 3.0))
+    changed = [not torch.equal(plain[i][0], askew[i][0]) for i in range(len(plain))]
+    assert any(changed) and not all(changed)
+    assert all(torch.equal(plain[i][1], askew[i][1]) for i in range(len(plain)))
+    assert changed == [not torch.equal(plain[i][3], askew[i][3]) for i in range(len(plain))], "both looks see the same"
+    assert torch.equal(CropDataset(dataset, "all", 96, turn=3.0)[0][0], CropDataset(dataset, "all", 96)[0][0])
 
 
 def test_dataset_travels_to_another_process(made_boxes: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_prediction import predictor
-from test_writing import BOX, DEEP, RGB, H, W, full_tiff
+from test_writing import ALPHA, BOX, CMYK, DEEP, RGB, H, W, full_tiff
 
 from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.images import decode_reduced, read_header, streamed
+from cropreg.images.containers import TiffTree
 from cropreg.images.streamed import decode_streamed, import_pyvips, is_streamed
 from cropreg.pipelines.predict import crop_batch
 from cropreg.prediction import Predictor
@@ -30,17 +32,22 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tiff(pixels: np.ndarray, orientation: int = 1, **how: Any) -> bytes:
     kind = {(1, 3): "srgb", (2, 3): "rgb16", (1, 2): "b-w", (2, 2): "grey16"}[pixels.itemsize, pixels.ndim]
-    image = import_pyvips().Image.new_from_array(pixels, interpretation=kind)
+    image = import_pyvips().Image.new_from_array(pixels, interpretation=how.pop("interpretation", kind))
     image.set_type(import_pyvips().GValue.gint_type, "orientation", orientation)
     return bytes(image.tiffsave_buffer(**how))
 
 
+RGBA = np.dstack([RGB, ALPHA])
 KINDS = {
     "16 bit": tiff(DEEP["RGB"]),
     "16 bit grey, Deflate": tiff(DEEP["grey"], compression="deflate", predictor="horizontal"),
     "8 bit, LZW": tiff(RGB, compression="lzw"),
     "tiles": tiff(RGB, tile=True, tile_width=64, tile_height=64),
     "BigTIFF": tiff(DEEP["RGB"], bigtiff=True),
+    "alpha": tiff(RGBA),
+    "16 bit, alpha": tiff(DEEP["RGBA"], compression="deflate", predictor="horizontal"),
+    "CMYK": tiff(np.asarray(CMYK), interpretation="cmyk", compression="lzw"),
+    "16 bit CMYK": tiff(DEEP["CMYK"], interpretation="cmyk"),
     "every kind of metadata": full_tiff("<", "raw"),
     "Motorola's byte order": full_tiff(">", "raw"),
 }
@@ -63,10 +70,18 @@ def test_crop_from_file_to_file_is_that_from_memory_byte_by_byte(source: Path, m
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-@pytest.mark.parametrize("pixels", [DEEP["RGB"], DEEP["grey"], RGB], ids=["16 bit", "16 bit grey", "8 bit"])
-def test_turned_file_is_read_and_cut_upright_as_in_memory(pixels: np.ndarray, orientation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["16 bit", "16 bit grey", "8 bit", "16 bit, alpha", "CMYK"])
+def test_turned_file_is_read_and_cut_upright_as_in_memory(kind: str, orientation: int, tmp_path: Path) -> None:
+    pixels = {
+        "16 bit": DEEP["RGB"],
+        "16 bit grey": DEEP["grey"],
+        "8 bit": RGB,
+        "16 bit, alpha": DEEP["RGBA"],
+        "CMYK": np.asarray(CMYK),
+    }
     path, target = tmp_path / "a.tif", tmp_path / "out.tif"
-    path.write_bytes(data := tiff(pixels, orientation=orientation))
+    inks = {"interpretation": "cmyk"} if kind == "CMYK" else {}
+    path.write_bytes(data := tiff(pixels[kind], orientation=orientation, **inks))
     header = read_header(data, "a.tif")
     assert header.orientation == orientation and is_streamed(data, header)
     upright_w, upright_h = header.size_wh
@@ -90,9 +105,13 @@ def test_reduced_row_by_row_a_picture_is_what_it_is_reduced_whole(source: Path, 
     assert np.abs(rows.astype(int) - whole).max() <= 1
 
 
-def test_what_is_transparent_or_small_is_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_alpha = bytes(import_pyvips().Image.new_from_array(RGB, interpretation="srgb").bandjoin(255).tiffsave_buffer())
-    assert not is_streamed(with_alpha, read_header(with_alpha, "a.tif"))
+def test_what_is_premultiplied_or_small_is_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    premultiplied = bytearray(tiff(RGBA))
+    tree = TiffTree.of(bytes(premultiplied))
+    assert is_streamed(bytes(premultiplied), read_header(bytes(premultiplied), "a.tif"))
+    entry = tree.directory(tree.first)[0][338]
+    struct.pack_into(tree.end + "H", premultiplied, entry.start, 1)
+    assert not is_streamed(bytes(premultiplied), read_header(bytes(premultiplied), "a.tif"))
     monkeypatch.setattr(streamed, "LARGE_BYTES", H * W * 3 + 1)
     for pixels, large in ((RGB, False), (DEEP["RGB"], True)):
         assert is_streamed(tiff(pixels), read_header(tiff(pixels), "a.tif")) == large

@@ -16,6 +16,7 @@ from cropreg.images.header import COPY_AGAIN, Header, first_line
 
 LARGE_BYTES = 100_000_000  # of pixels; a whole decode and an encoded crop take some six times as much
 _COMPRESSIONS = (1, 5, 8, 32946, 32773)
+_PHOTOMETRIC = {"L": 1, "RGB": 2, "RGBA": 2, "CMYK": 5}
 
 
 def import_pyvips() -> Any:
@@ -28,18 +29,19 @@ def import_pyvips() -> Any:
 
 
 def is_streamed(data: bytes, header: Header) -> bool:
-    """Whether a TIFF is large, and of a kind that is read and cut row by row: grey or RGB, stored in one of the usual ways.
+    """Whether a TIFF is large, and of a kind that is read and cut row by row: stored in one of the usual ways, alpha not premultiplied.
 
     ``data`` may be a file's bytes as mapped into memory: only its first directory is looked at.
     """
-    if header.format != "TIFF" or header.mode not in ("L", "RGB") or header.bit_depth not in (8, 16):
+    if header.format != "TIFF" or header.mode not in _PHOTOMETRIC or header.bit_depth not in (8, 16):
         return False
     if header.width * header.height * len(header.mode) * header.bit_depth // 8 < LARGE_BYTES:
         return False
     tree = TiffTree.of(data)
     first, _ = tree.directory(tree.first)
-    photometric, packing, planes = (tree.number(first.get(tag), 1) for tag in (262, 259, 284))
-    return photometric in (1, 2) and packing in _COMPRESSIONS and planes == 1
+    photometric, packing, planes, premultiplied = (tree.number(first.get(tag), 0) for tag in (262, 259, 284, 338))
+    plain = planes != 2 and premultiplied != 1
+    return photometric == _PHOTOMETRIC[header.mode] and (packing or 1) in _COMPRESSIONS and plain
 
 
 def open_rows(descriptor: int) -> Any:
@@ -59,8 +61,21 @@ def decode_streamed(path: str, name: str, header: Header, factor: int) -> NDArra
     x1, y1, x2, y2 = (int(edge) for edge in to_stored(Box(0, 0, w * factor, h * factor), header.size_wh, header.orientation))
     try:
         with open(path, "rb") as file:
-            pixels = open_rows(file.fileno()).crop(x1, y1, x2 - x1, y2 - y1).shrink(factor, factor).numpy()
+            rows = open_rows(file.fileno()).crop(x1, y1, x2 - x1, y2 - y1)
+            pixels = _plain(rows, header).shrink(factor, factor).numpy()
     except import_pyvips().Error as error:
         raise UnreadableImage(name, f"is cut short or damaged ({first_line(error)})", COPY_AGAIN) from error
-    small = turn((pixels >> 8 if header.bit_depth == 16 else pixels).astype(np.uint8), header.orientation)
+    small = turn((pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.uint8), header.orientation)
     return small if small.ndim == 3 else np.repeat(small[..., None], 3, axis=2)
+
+
+def _plain(rows: Any, header: Header) -> Any:
+    """Grey or RGB: transparency is laid on white, inks are turned into light as :mod:`cropreg.images.decode` does it."""
+    if header.mode not in ("RGBA", "CMYK"):
+        return rows
+    if header.bit_depth == 16:
+        rows = (rows >> 8).cast("uchar")
+    if header.mode == "RGBA":
+        return rows.flatten(background=255, max_alpha=255)
+    light = rows.invert()
+    return (light.extract_band(0, n=3) * light.extract_band(3) / 255).cast("uchar")

@@ -106,6 +106,7 @@ class TrainSettings(Settings):
     reframe: float = Field(0.5, ge=0, le=1, description="how much of the room outside the box re-framing may cut away")
     color: float = Field(0.2, ge=0, le=1, description="strength of random brightness, contrast, saturation")
     noise: float = Field(0.0, ge=0, le=1, description="strength of random grain and of saving as a worse JPEG")
+    turn: float = Field(0.0, ge=0, le=15, description="degrees that a picture is turned about its box by, at most, at random")
     from_: ReadFrom = Field("proxies", description="what an epoch decodes")
     loader_workers: int | None = Field(None, ge=0, description="loading processes per training worker; default: by its CPUs")
     num_workers: int | str = Field(
