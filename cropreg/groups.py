@@ -41,7 +41,8 @@ _SHARED_BLOCKS = 3  # two hashes that differ in n bits share at least 3 of n + 3
 _MOST_COMPARED = 64  # with each hash, of those that share the same blocks: bounds the time where very many pictures are alike
 
 Hashes = NDArray[np.uint64]
-Labels = NDArray[np.intp]
+Labels = NDArray[np.int32]
+Places = NDArray[np.intp]
 
 
 def regrouped(dataset: BoxDataset, parent: BoxDataset | None, shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -60,7 +61,11 @@ def regrouped(dataset: BoxDataset, parent: BoxDataset | None, shares: Sequence[f
         keys.append(pair_keys(table["original_id"]))
         hashes.append(table["original_phash"].to_numpy())
     all_keys, first = np.unique(np.concatenate(keys), return_index=True)
-    labels = linked(np.concatenate(hashes)[first])
+    hash_of_each = np.concatenate(hashes)[first]
+    del keys, hashes, first  # 8 bytes an original each, while linking takes most
+    pa.default_memory_pool().release_unused()
+    labels = linked(hash_of_each)
+    del hash_of_each
     is_shared = np.bincount(labels, minlength=len(labels))[labels] > 1
     shared_keys, shared_labels = all_keys[is_shared], labels[is_shared]
     listed = parent.groups() if parent else None
@@ -126,7 +131,7 @@ def linked(hashes: Hashes) -> Labels:
     A million hashes take 30 s of CPU and 120 MB, 19 s where all are alike (benchmarks/groups.py).
     """
     distinct, where = np.unique(hashes, return_inverse=True)
-    labels = np.arange(len(distinct))
+    labels = np.arange(len(distinct), dtype=np.int32)
     todo = [(labels.copy(), DISTANCE_BITS)]
     while todo:
         members, distance = todo.pop()
@@ -158,7 +163,7 @@ def _components(hashes: Hashes, distance: int) -> Labels:
     num_blocks = distance + _SHARED_BLOCKS
     edges = np.linspace(0, 64, num_blocks + 1).astype(int)
     blocks = [(int(low), int(high - low)) for low, high in pairwise(edges)]
-    labels = np.arange(len(hashes))
+    labels = np.arange(len(hashes), dtype=np.int32)
     for chosen in combinations(range(num_blocks), _SHARED_BLOCKS):
         moved = _permuted(hashes, [blocks[i] for i in sorted(range(num_blocks), key=lambda i: (i not in chosen, i))])
         order = np.argsort(moved)
@@ -176,7 +181,7 @@ def _components(hashes: Hashes, distance: int) -> Labels:
     return labels
 
 
-def _in_mixed_runs(keys: Hashes, labels: Labels) -> Labels:
+def _in_mixed_runs(keys: Hashes, labels: Labels) -> Places:
     """The places (n,) of those of the sorted keys (N,) that are shared by some with different labels.
 
     Others are linked already, and need not be compared: in a heap of pictures that are all alike nearly all are, after a few choices.
@@ -202,7 +207,7 @@ def _permuted(hashes: Hashes, blocks: Sequence[tuple[int, int]]) -> Hashes:
     return moved
 
 
-def _link(labels: Labels, a: Labels, b: Labels) -> None:
+def _link(labels: Labels, a: Places, b: Places) -> None:
     """Makes ``labels``, the smallest index each is linked to, those after linking a[i] with b[i], in place."""
     while True:
         one, other = labels[a], labels[b]
