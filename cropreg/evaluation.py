@@ -28,6 +28,7 @@ def evaluate(
     rng: np.random.Generator,
     sizes_wh: NDArray[np.int64] | None = None,
     neighbour_norm: NDArray[np.float64] | None = None,
+    halved_norm: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """The figures of ``evaluation.json``.
 
@@ -39,6 +40,7 @@ def evaluate(
         rng: for the bootstrap.
         sizes_wh: (N, 2) of the pictures, px, for errors in pixels.
         neighbour_norm: (N, 4) the crop of the training picture that looks most alike.
+        halved_norm: (n, 4) what is predicted for half-size copies of the first n pictures.
     """
     ious = {name: boxes.iou(boxes.from_margins(margins), true_norm) for name, margins in baselines.items()}
     best = max(ious, key=lambda name: float(ious[name].mean()))
@@ -57,6 +59,9 @@ def evaluate(
     }
     if neighbour_norm is not None:  # it looks at the picture, so it is no baseline of the skill
         result["neighbour"] = summarise(neighbour_norm, true_norm, sizes_wh)
+    if halved_norm is not None:
+        moved = np.abs(halved_norm - predicted_norm[: len(halved_norm)])
+        result["half_size"] = {"n": len(moved), "moved_mean": float(moved.mean()), "moved_95": float(np.quantile(moved, 0.95))}
     if how is not None and how.edge_factors is not None:
         low, high = np.moveaxis(calibration.intervals(predicted_norm, spread, how), -1, 0)
         inside = (true_norm >= low) & (true_norm <= high)

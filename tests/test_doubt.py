@@ -66,6 +66,7 @@ def test_report_tells_how_sure_the_model_is_or_that_nobody_knows(rows: int) -> N
         rng=rng,
         sizes_wh=np.full((rows, 2), 900),
         neighbour_norm=true,
+        halved_norm=predicted[:4] + 0.002,
     )
     told = report.page("a run", more | {"split": "test"}, {"Edges": ("image/png", report.shifts_png(predicted - true))}).decode()
     assert (
@@ -73,6 +74,7 @@ def test_report_tells_how_sure_the_model_is_or_that_nobody_knows(rows: int) -> N
         and f"{more['model']['error_top_px']:.1f}" in told
         and f"{100 * more['model']['shift_left']:+.2f}%" in told
     )
+    assert "differs by 0.20% of a side" in told and "(4 pictures)" in told and "half the size" not in page
     assert ("came true" in page and "left 9" in page) == (rows == 60)
     assert ("too few pairs in its calib split" in page) == (rows == 5)
     assert "25.0% of these pictures look unlike" in page and f"{result['doubt']['aurc']:.4f}" in page

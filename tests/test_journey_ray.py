@@ -229,6 +229,9 @@ def test_evaluate_writes_figures_and_report(trained: Path, boxes: Path) -> None:
     assert 0 < figures["neighbour"]["iou_mean"] < 1 and figures["baselines"]["no_crop"]["over_crop"] == 0
     assert figures["model"]["error_left_px"] > figures["model"]["error_left"]
     assert figures["model"]["iou_mean"] == pytest.approx(summary["model"]["iou_mean"])
+    assert figures["half_size"]["n"] == 30 and 0 < figures["half_size"]["moved_mean"] < 0.003, (
+        "the answer hardly depends on the size"
+    )
     page = (trained / "report.html").read_text()
     assert "median box" in page and "data:image/jpeg;base64," in page and "http" not in page.replace("http-equiv", "")
     for name in ("best.jpg", "worst.jpg", "curves.png"):

@@ -6,6 +6,7 @@ import json
 import logging
 from typing import Any
 
+import cv2
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from cropreg.strips import OUTWARD
 log = logging.getLogger(__name__)
 
 _SHOWN = 12
+_HALVED = 100  # pictures asked again at half their size
 
 
 def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
     summary: dict[str, Any] = {"verb": "evaluate", "out": run_uri, "boxes": uri, "split": settings.split, "n": len(data)}
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
-    predictions = _predict(run_uri, predictor, dataset, len(data), settings, address)
+    predictions, halved_norm = _predict(run_uri, predictor, dataset, len(data), settings, address)
     truth = data.labels.boxes_norm
     result = evaluate(
         predictions.boxes_norm,
@@ -60,6 +62,7 @@ def run(run_uri: str, *, settings: EvaluateSettings, address: str | None = None,
         rng=np.random.default_rng(settings.seed),
         sizes_wh=data.labels.sizes_wh,
         neighbour_norm=_copied(dataset, data.labels, trained_on),
+        halved_norm=halved_norm,
     )
     result |= {"split": settings.split, "boxes": uri, "checkpoint_epoch": predictor.info.epoch}
     if np.isfinite(predictions.unlike).all():
@@ -105,8 +108,8 @@ def _boxes_of(run_uri: str) -> str:
 
 def _predict(
     run_uri: str, predictor: Predictor, dataset: BoxDataset, rows: int, settings: EvaluateSettings, address: str | None
-) -> Predictions:
-    """The model's boxes for all rows, in their order, computed over the cluster."""
+) -> tuple[Predictions, NDArray[np.float64]]:
+    """The model's boxes for all rows, in their order, and (n, 4) for half-size copies of the first; computed over the cluster."""
     cluster.connect(address)
     cluster.check_shared(
         storage.join(uri, name) for uri, name in ((run_uri, "run.json"), (dataset.uri, dataset.parts("pairs")[0].file))
@@ -118,13 +121,13 @@ def _predict(
     on_gpu = cluster.total("GPU") >= 1
     same: dict[str, Any] = {"key": key, "run_uri": run_uri, "dataset": dataset, "settings": settings, "on_gpu": on_gpu}
     data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same, num_gpus=1 if on_gpu else None)
-    found, spread, unlike = np.empty((rows, 4)), np.empty((rows, 4)), np.empty(rows)
+    found, spread, unlike, halved = np.empty((rows, 4)), np.empty((rows, 4)), np.empty(rows), np.empty((rows, 4))
     with cluster.faults_named(), Progress("evaluate", rows, "pictures") as progress:
         for batch in data.iter_batches(batch_size=size, batch_format="numpy"):
             at = batch["row"]
-            found[at], spread[at], unlike[at] = batch["box"], batch["spread"], batch["unlike"]
+            found[at], spread[at], unlike[at], halved[at] = batch["box"], batch["spread"], batch["unlike"], batch["halved"]
             progress.advance(len(batch["row"]))
-    return Predictions(found, spread, unlike)
+    return Predictions(found, spread, unlike), halved[:_HALVED]
 
 
 _open: dict[str, tuple[Predictor, CropDataset]] = {}  # one a worker process, which Ray uses for many batches
@@ -139,8 +142,18 @@ def _predict_rows(
         side = predictor.info.architecture.image_side
         _open[key] = predictor, CropDataset(dataset, settings.split, side, read_from=settings.from_)
     predictor, data = _open[key]
-    predictions = predictor.predict([data.picture(int(row)) for row in batch["id"]])
-    return {"row": batch["id"], "box": predictions.boxes_norm, "spread": predictions.spread, "unlike": predictions.unlike}
+    pictures = [data.picture(int(row)) for row in batch["id"]]
+    found = predictor.predict(pictures)
+    halved = found.boxes_norm.copy()
+    if len(asked := np.flatnonzero(batch["id"] < _HALVED)):
+        halved[asked] = predictor.predict([_half(pictures[i]) for i in asked]).boxes_norm
+    return {"row": batch["id"], "box": found.boxes_norm, "spread": found.spread, "unlike": found.unlike, "halved": halved}
+
+
+def _half(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) at half its size."""
+    height, width = pixels.shape[:2]
+    return np.asarray(cv2.resize(pixels, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _write(run_uri: str, suffix: str, result: dict[str, Any], data: CropDataset, predictions: Predictions) -> None:
