@@ -3,11 +3,11 @@
     python benchmarks/ablations.py BOXES TEST --out DIR [--weights FILE] [--seeds 3] [--max-epochs 10] [--batch-size 16] [--image-side 96]
                                    [--no-refine] [--only NAME ...] [--table]
 
-BOXES is a box dataset to learn from, TEST one of other pictures to judge on (all its rows).  Each variant differs from the first one in
-the settings it names.  Printed, a row of a table at a time: mean and, in brackets, lowest and highest over the seeds, of the IoU of the
-first look alone (its three windows), of the answer, of the share of answers with an IoU of at least 0.9, and of how well the spread sorts
-good answers from bad ones: the mean of what is lost (1 - IoU) over the least doubtful pictures, for any number of them (AURC, lower is
-better).  A short budget compares beginnings: what learns slowly loses here.
+BOXES is a box dataset to learn from, TEST one of other pictures to judge on (all its rows).  Heads are compared with the default, and all
+that stands behind the spatial head with that one.  Printed, a row of a table at a time: mean and, in brackets, lowest and highest over the
+seeds, of the IoU of the first look alone (its three windows), of the answer, of the share of answers with an IoU of at least 0.9, and of
+how well the spread sorts good answers from bad ones: the mean of what is lost (1 - IoU) over the least doubtful pictures, for any number
+of them (AURC, lower is better).  A short budget compares beginnings: what learns slowly loses here.
 
 Every seed of a variant has a folder in DIR.  Stopped at any time and started again, the run it was at goes on with its last epoch, and
 what is finished is not trained again.  ``--table`` prints what is finished and trains nothing.
@@ -30,26 +30,27 @@ from cropreg.prediction import Predictor
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 
+SPATIAL = {"head": "spatial"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "head distribution, smooth L1": {"edges": "smooth-l1"},
     "head marginal": {"head": "marginal"},
     "head pooled": {"head": "pooled"},
-    "head distribution": {"head": "distribution"},
-    "head distribution, dfl": {"head": "distribution", "edges": "dfl"},
-    "edges laplace": {"edges": "laplace"},
-    "overlap ciou": {"overlap": "ciou"},
-    "overlap iou": {"overlap": "iou"},
-    "overlap none": {"overlap": "none"},
-    "overlap alone": {"margin_weight": 0.0},
-    "no re-framing": {"reframe": 0.0},
-    "no colour": {"color": 0.0},
-    "stronger colour": {"color": 0.4},
-    "noise": {"noise": 0.3},
-    "turned by up to 1 degree": {"turn": 1.0},
-    "side 64": {"image_side": 64},
-    "side 128": {"image_side": 128},
-    "no dropout": {"dropout": 0.0},
-    "no averaging": {"averaging": 0.0},
+    "head spatial": SPATIAL,
+    "edges laplace": SPATIAL | {"edges": "laplace"},
+    "overlap ciou": SPATIAL | {"overlap": "ciou"},
+    "overlap iou": SPATIAL | {"overlap": "iou"},
+    "overlap none": SPATIAL | {"overlap": "none"},
+    "overlap alone": SPATIAL | {"margin_weight": 0.0},
+    "no re-framing": SPATIAL | {"reframe": 0.0},
+    "no colour": SPATIAL | {"color": 0.0},
+    "stronger colour": SPATIAL | {"color": 0.4},
+    "noise": SPATIAL | {"noise": 0.3},
+    "turned by up to 1 degree": SPATIAL | {"turn": 1.0},
+    "side 64": SPATIAL | {"image_side": 64},
+    "side 128": SPATIAL | {"image_side": 128},
+    "no dropout": SPATIAL | {"dropout": 0.0},
+    "no averaging": SPATIAL | {"averaging": 0.0},
 }
 COLUMNS = ("first look", "answer", ">= .90", "AURC")
 FIGURES = "ablation.json"

@@ -26,6 +26,7 @@ from cropreg.settings import TrainSettings
 from cropreg.training import EpochResult, Learner, fit, validate
 
 SETTINGS = TrainSettings(
+    head="spatial",  # for that is what the stand-in says: a number an edge
     image_side=64, max_epochs=3, batch_size=10, num_workers="1:3", learning_rate=0.01, averaging=0.5, lr_patience=0, lr_factor=0.5,
     refine=False, dropout=0.0,
 )  # fmt: skip

@@ -73,10 +73,10 @@ class TrainSettings(Settings):
         None, description="image side, epochs and patience at once; what is set beside it wins"
     )
     weights: str = Field("imagenet", description="start of the backbone: imagenet, none, or a file (.safetensors, .pth)")
-    head: Literal["spatial", "pooled", "marginal", "distribution"] = Field(
-        "spatial",
-        description="spatial keeps where things are, marginal the means of rows and columns; pooled averages all away; distribution: "
-        "spatial, but it says where an edge may lie as shares of places",
+    head: Literal["distribution", "spatial", "marginal", "pooled"] = Field(
+        "distribution",
+        description="distribution keeps where things are, and says where an edge may lie as shares of places; spatial says one number; "
+        "marginal keeps the means of rows and columns; pooled averages all away",
     )
     image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
     refine: bool = Field(True, description="look again along each predicted edge, at the full resolution of the proxies")
@@ -97,8 +97,9 @@ class TrainSettings(Settings):
     iou_weight: float = Field(1.0, ge=0, description="weight of the IoU loss")
     margin_weight: float = Field(5.0, ge=0, description="weight of the margin loss (mean error of the four edges)")
     edges: EdgeLoss = Field(
-        "smooth-l1",
-        description="margin loss of an edge; laplace learns how unsure each is; dfl takes its two nearest places, with --head distribution",
+        "dfl",
+        description="margin loss of an edge: its two nearest places (dfl), which take --head distribution; smooth-l1, default of the "
+        "others; laplace learns how unsure each is",
     )
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(
         "none", description="mirror at random; only if the habit has no side"
@@ -145,6 +146,15 @@ class TrainSettings(Settings):
         """What a preset says of settings that nothing else was said of; a preset nobody knows is refused as the field it is."""
         named = values.get("preset") if isinstance(values, dict) else None
         return {**PRESETS[named], **values} if isinstance(named, str) and named in PRESETS else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_the_head(cls, values: Any) -> Any:
+        """The loss of an edge where nothing is said of it: one that the head has numbers for, and that counts."""
+        if not isinstance(values, dict) or values.get("edges") is not None:
+            return values
+        plain = values.get("head", "distribution") != "distribution" or str(values.get("margin_weight", 1)) in ("0", "0.0")
+        return {**values, "edges": "smooth-l1" if plain else "dfl"}
 
     @field_validator("num_workers", mode="before")
     @classmethod
