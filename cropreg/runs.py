@@ -69,7 +69,8 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
             f"{out}: a run is here already. Use --resume to go on with it, --overwrite to replace it, or another --out."
         )
     theirs, ours = json.loads(storage.read_bytes(name)), _identity_of(dataset, settings)
-    unknown = TrainSettings().model_dump()  # a setting that did not exist when the run began had the effect of its default
+    # A setting that did not exist when the run began had the effect of its default, with the head of that run.
+    unknown = TrainSettings(head=theirs["settings"].get("head", "spatial")).model_dump()
     changed = [key for key, value in ours["settings"].items() if theirs["settings"].get(key, unknown[key]) != value]
     may_change = {"max_epochs", "patience", "num_workers", "use_gpu", "resources", "loader_workers", "compile", "track"}
     may_change |= {"champion", "learning_curve", "cache_dir", "cache_gb"}

@@ -61,7 +61,7 @@ class Made:
         return [f"pair-{int(row)}" for row in rows]
 
 
-numbers_of = partial(TrainSettings, head="spatial")  # the models here say one number of an edge
+with_numbers = partial(TrainSettings, head="spatial")  # the models here say one number of an edge
 
 
 def learner(settings: TrainSettings, seed: int = 0) -> Learner:
@@ -77,28 +77,28 @@ def run(settings: TrainSettings, learning: Learner | None = None, batches: Made 
 
 
 def test_loop_learns() -> None:
-    results = run(numbers_of(max_epochs=40, learning_rate=0.02, averaging=0.5))
+    results = run(with_numbers(max_epochs=40, learning_rate=0.02, averaging=0.5))
     assert results[-1].val_loss < 0.5 * results[0].val_loss
     assert [r.epoch for r in results] == list(range(len(results)))
     assert min(r.val_loss for r in results) == next(r.val_loss for r in reversed(results) if r.is_best)
 
 
 def test_loop_stops_when_the_validation_loss_no_longer_falls() -> None:
-    settings = numbers_of(max_epochs=50, patience=3, learning_rate=1e-12, averaging=0.0)
+    settings = with_numbers(max_epochs=50, patience=3, learning_rate=1e-12, averaging=0.0)
     results = run(settings)
     best = max(r.epoch for r in results if r.is_best)
     assert len(results) == best + 1 + 3 < 50
 
 
 def test_learning_rate_warms_up_and_falls_on_a_plateau() -> None:
-    settings = numbers_of(max_epochs=8, patience=20, lr_patience=1, lr_factor=0.5, learning_rate=1e-7, averaging=0.0)
+    settings = with_numbers(max_epochs=8, patience=20, lr_patience=1, lr_factor=0.5, learning_rate=1e-7, averaging=0.0)
     rates = [r.learning_rate for r in run(settings)]  # so low a rate that the loss stands still
     assert rates[0] == pytest.approx(1e-7), "the last step of the first epoch has the whole rate"
     assert rates[-1] < rates[0] and all(a >= b for a, b in pairwise(rates))
 
 
 def test_the_second_look_takes_larger_steps_and_only_weights_decay() -> None:
-    settings = numbers_of(warmup_epochs=0, averaging=0.0)
+    settings = with_numbers(warmup_epochs=0, averaging=0.0)
     torch.manual_seed(0)
     model: Any = Tiny()
     model.refiner = nn.Linear(2, 2)
@@ -111,7 +111,7 @@ def test_the_second_look_takes_larger_steps_and_only_weights_decay() -> None:
 
 
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() -> None:
-    settings = numbers_of(max_epochs=6, learning_rate=0.01, lr_patience=0)
+    settings = with_numbers(max_epochs=6, learning_rate=0.01, lr_patience=0)
     whole = learner(settings)
     expected = run(settings, whole)
     first = learner(settings)
@@ -126,7 +126,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() -> None:
 
 
 def test_loop_does_nothing_when_it_had_already_stopped() -> None:
-    settings = numbers_of(max_epochs=9, patience=2)
+    settings = with_numbers(max_epochs=9, patience=2)
     done = learner(settings)
     done.progression = Progression(epoch=5, best_loss=0.1, best_epoch=2, stale=2)
     assert run(settings, done) == []
@@ -137,7 +137,7 @@ def test_divergence_names_epoch_step_and_pairs_and_spoils_no_weight(bad: float) 
     batches = Made()
     batches.images = batches.images.clone()
     batches.images[5] = bad
-    settings = numbers_of(max_epochs=2)
+    settings = with_numbers(max_epochs=2)
     learning = learner(settings)
     with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: .*pair-\d+"):
         run(settings, learning, batches)
@@ -145,7 +145,7 @@ def test_divergence_names_epoch_step_and_pairs_and_spoils_no_weight(bad: float) 
 
 
 def test_gradients_are_clipped_before_the_step() -> None:
-    settings = numbers_of(max_epochs=1, clip_norm=1e-3, margin_weight=1e4)
+    settings = with_numbers(max_epochs=1, clip_norm=1e-3, margin_weight=1e4)
     seen: list[float] = []
     learning = learner(settings)
     step = learning.optimizer.step
@@ -161,7 +161,7 @@ def test_gradients_are_clipped_before_the_step() -> None:
 
 
 def test_validation_counts_every_row_once_whatever_the_batches() -> None:
-    settings = numbers_of()
+    settings = with_numbers()
     model: Any = learner(settings).core
     whole = validate(model, Made(rows=23, size_val=23), settings)
     parts = validate(model, Made(rows=23, size_val=5), settings)
@@ -170,7 +170,7 @@ def test_validation_counts_every_row_once_whatever_the_batches() -> None:
 
 
 def test_mixed_precision_on_the_cpu_learns_too() -> None:
-    settings = numbers_of(max_epochs=5, learning_rate=0.02, averaging=0.0)
+    settings = with_numbers(max_epochs=5, learning_rate=0.02, averaging=0.0)
     torch.manual_seed(0)
     model: Any = Tiny()
     results = run(settings, Learner(model, model, settings, torch.bfloat16))
@@ -180,7 +180,7 @@ def test_mixed_precision_on_the_cpu_learns_too() -> None:
 def test_validation_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "validate", lambda *_: training.Validation(math.nan, math.nan, math.nan, 24))
     with pytest.raises(ModelError, match="diverged in epoch 0: validation loss nan"):
-        run(numbers_of(max_epochs=2))
+        run(with_numbers(max_epochs=2))
 
 
 def halved(settings: TrainSettings) -> Learner:
@@ -191,7 +191,7 @@ def halved(settings: TrainSettings) -> Learner:
 
 
 def test_gradients_too_large_for_fp16_cost_their_step_and_no_more() -> None:
-    settings = numbers_of(max_epochs=8, learning_rate=0.02, averaging=0.0)
+    settings = with_numbers(max_epochs=8, learning_rate=0.02, averaging=0.0)
     learning = halved(settings)
     learning.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26, growth_interval=10**6)
     results = run(settings, learning)
@@ -205,7 +205,7 @@ def test_loss_that_is_no_number_ends_the_run_in_fp16_too() -> None:
     batches.images = batches.images.clone()
     batches.images[5] = math.nan
     with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: loss nan, .*pair-"):
-        run(numbers_of(max_epochs=2), halved(numbers_of()), batches)
+        run(with_numbers(max_epochs=2), halved(with_numbers()), batches)
 
 
 def test_divergence_names_only_the_pairs_whose_loss_is_no_number() -> None:
@@ -219,7 +219,7 @@ def test_divergence_names_only_the_pairs_whose_loss_is_no_number() -> None:
     batches.images[5] = math.nan
     model: Any = Unmixed()
     with pytest.raises(ModelError, match=r"pairs pair-5\. "):
-        run(numbers_of(max_epochs=1), Learner(model, model, numbers_of(), None), batches)
+        run(with_numbers(max_epochs=1), Learner(model, model, with_numbers(), None), batches)
 
 
 @pytest.mark.parametrize(
