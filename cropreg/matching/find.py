@@ -17,9 +17,9 @@ from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
 from cropreg.matching.features import by_features
-from cropreg.matching.follow import Found, better, compare, convinces, follow, passes, plausible
+from cropreg.matching.follow import Found, around, better, compare, convinces, follow, passes, plausible
 from cropreg.matching.frame import inside_frame, is_margin, margins_of
-from cropreg.matching.grain import averaged, by_grain
+from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
@@ -28,7 +28,7 @@ from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
 from cropreg.matching.search import Candidate, at_same_scale, correlation_map, over_scales, peaks
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import kept_or_free, settle, tell_apart
+from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
 from cropreg.storage import read_bytes
 
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
@@ -99,7 +99,10 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     if best is not found:
         found, kept = kept_or_free(original, crop, best, s)
     settled = settle(original, crop, found, kept, s)
-    return answer(blank, crop.size_wh, settled, elsewhere, tied, s)
+    match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
+    if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:
+        return _by_grain(blank, original, crop, s) or match
+    return match
 
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
@@ -121,7 +124,8 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
 def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s: MatcherSettings) -> Match:
     """Why nothing was found: too little texture, a mirrored crop, or another picture."""
     if _texture(crop, s) < s.flat_texture:
-        return replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
+        flat = replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
+        return _by_grain(blank, original, crop, s) or flat
     twin = crop.mirrored()
     found = quick_search(original, twin, lowest, s)
     if found is not None and convinces(found, s):
@@ -130,6 +134,21 @@ def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s:
         if match.verdict == "found":
             return replace(match, verdict="doubtful", reason="The crop is mirrored: left and right are exchanged.")
     return replace(blank, verdict="no_match", reason="No place in the original looks like the crop.")
+
+
+def _by_grain(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
+    """The match of a plain crop whose grain is the original's, everywhere in it and in one place alone; None if it is not."""
+    whole, part = Plane(original.full()), Plane(crop.full())
+    place = anywhere(whole, part, s)
+    if place is None or (place := same_grain(whole, part, place, s)) is None:
+        return None
+    (w, h), side = crop.size_wh, s.closer_px // 2
+    middle = part.window(max(0, w // 2 - side), max(0, h // 2 - side), w // 2 + side, h // 2 + side)
+    pair = Pair(around(whole, places.compose(place, middle.to_full), middle.size_wh, 4.0), middle, s.band_px)
+    fit = replace(register(pair, place, "shift", iterations=1, robust=False), place=place)
+    found = Found(fit, compare(pair, place, s), "ncc", pair)
+    settled = Settled(found, place, kept=True, error_px=0.0, same_grain=True)
+    return answer(blank, crop.size_wh, settled, rivals(original, crop, found, s), False, s)
 
 
 def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:

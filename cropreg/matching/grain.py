@@ -1,9 +1,15 @@
 """Grain: finds plain crops of skies and walls by what is left in them, the noise of sensor or film that both files share.
 
 Smoothing and whole grey levels would take it away: planes are averaged without rounding here, and compared as they are.
+
+Grain that correlates weakly is proof as well if there is enough of it: of n pixels of unlike noise the correlation has a standard
+deviation of about 1 / sqrt(n), so that 0.15 over a window of 128 px is no chance, and several such windows that ask for the same pixel are
+even less.  What two files of one camera or scanner share otherwise is weaker (its fixed pattern), or lies at one spot (dust).
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -11,12 +17,18 @@ import numpy as np
 from cropreg.matching import place as places
 from cropreg.matching.follow import Found, compare
 from cropreg.matching.picture import Picture
+from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass
 from cropreg.matching.register import register
 from cropreg.matching.search import correlation_map, peaks
 from cropreg.matching.settings import MatcherSettings
 
 BAND_PX = 9  # grain has no wider structure
+REACH_PX = 16  # to either side: two blocks of a JPEG, whose grid is no grain and fits at both
+LEAST_WINDOW_PX = 48  # smaller ones correlate by chance
+AGREEING = 0.75  # share of windows; the others may be clipped or painted over
+TEMPLATE_PX = 128  # side of the part that is looked for everywhere, and
+BLOCK_PX = 1024  # of the squares in which it is, one after the other: 30 MB
 STRIP_PX = 512  # rows averaged at a time, so that no large picture is float32 as a whole
 
 
@@ -57,3 +69,60 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
         robust=False,
     )
     return Found(fit, compare(pair, fit.place, s), "ncc", pair)
+
+
+def same_grain(original: Plane, crop: Plane, place: Affine, s: MatcherSettings) -> Affine | None:
+    """The place to the whole pixel at which nearly every part of a plain crop shows the original's grain; both planes full-size.
+
+    ``place`` is where the crop, which was only cut out, lies to ``REACH_PX``.  None where the parts do not agree.  Cost: 5 ms.
+    """
+    (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
+    side = min(s.window_px, w // 2, h // 2)
+    if side < LEAST_WINDOW_PX:
+        return None
+    left, top = (round(float(v)) for v in place[:, 2])
+    wishes: Counter[tuple[int, int]] = Counter()
+    lefts, tops = (np.linspace(0, n - side, min(s.windows_per_side, n // side)).astype(int).tolist() for n in (w, h))
+    for y in tops:
+        for x in lefts:
+            x1, y1 = max(0, left + x - REACH_PX), max(0, top + y - REACH_PX)
+            x2, y2 = min(full_w, left + x + side + REACH_PX), min(full_h, top + y + side + REACH_PX)
+            if x2 - x1 < side or y2 - y1 < side:
+                continue
+            template = band_pass(crop.window(x, y, x + side, y + side).pixels.astype(np.float32), BAND_PX)
+            scores = correlation_map(band_pass(original.window(x1, y1, x2, y2).pixels.astype(np.float32), BAND_PX), template)
+            best = _clear_peak(peaks(scores, 2, apart_px=2), s)
+            if best is not None:
+                wishes[x1 + best[0] - x, y1 + best[1] - y] += 1
+    (where, agreeing), *_ = wishes.most_common(1) or [((0, 0), 0)]
+    return places.shifted(float(where[0]), float(where[1])) if agreeing >= AGREEING * len(lefts) * len(tops) else None
+
+
+def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
+    """The place at which the grain in the middle of a plain crop correlates best, looked for at every pixel; both planes full-size.
+
+    None where it correlates nearly as well elsewhere.  Cost: 25 ms a megapixel.
+    """
+    (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
+    if w > full_w or h > full_h:
+        return None
+    tw, th = min(w, TEMPLATE_PX), min(h, TEMPLATE_PX)
+    x, y = (w - tw) // 2, (h - th) // 2
+    template = band_pass(crop.window(x, y, x + tw, y + th).pixels.astype(np.float32), BAND_PX)
+    found: list[tuple[float, float, float]] = []
+    for top in range(0, full_h - th + 1, BLOCK_PX):
+        for left in range(0, full_w - tw + 1, BLOCK_PX):
+            block = original.window(left, top, left + BLOCK_PX + tw - 1, top + BLOCK_PX + th - 1).pixels.astype(np.float32)
+            best = peaks(correlation_map(band_pass(block, BAND_PX), template), 2, apart_px=4)
+            found += [(left + px, top + py, ncc) for px, py, ncc in best]
+    found.sort(key=lambda peak: -peak[2])
+    apart = [p for p in found[1:] if max(abs(p[0] - found[0][0]), abs(p[1] - found[0][1])) > 4]  # two blocks may see one peak
+    clear = _clear_peak([*found[:1], *apart], s)
+    return None if clear is None else places.shifted(float(clear[0] - x), float(clear[1] - y))
+
+
+def _clear_peak(found: list[tuple[float, float, float]], s: MatcherSettings) -> tuple[int, int] | None:
+    """The first peak to the whole pixel, if it is high enough and none comes near it."""
+    if not found or found[0][2] < s.grain_ncc or (len(found) > 1 and found[1][2] > s.grain_share * found[0][2]):
+        return None
+    return round(found[0][0]), round(found[0][1])

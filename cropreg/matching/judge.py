@@ -19,6 +19,8 @@ from cropreg.matching.verify import Evidence
 CALIBRATION = {"median": 0.17, "low": 1.72, "band": 1.2, "log_tiles": 1.23, "constant": -2.57}
 """Logistic regression on the best places of 700 right and wrong pairs, whatever their verdict (ridge 1); see benchmarks/matching.py."""
 
+BY_GRAIN = 0.99
+
 
 def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: Elsewhere, tied: bool, s: MatcherSettings) -> Match:
     """The match for a plausible place that was settled; ``blank`` carries the pictures' sizes."""
@@ -34,7 +36,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     gap = score - (elsewhere.score or 0.0)
     verdict, reason = _verdict(settled, tied, s)
     # Strong edits make the plain NCC of true places low, and skies that of all others high.
-    sure = convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
+    sure = settled.same_grain or convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
     if verdict == "found" and gap < s.least_gap and not sure:
         verdict, reason = "doubtful", "Another place in the original correlates better with the crop."
     return replace(
@@ -53,6 +55,8 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
 
 
 def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str | None]:
+    if settled.same_grain:
+        return "found", None
     found, windows, noise = settled.found, settled.windows, settled.noise
     if windows is not None:
         if settled.moved >= max(s.burst_windows, s.burst_share * len(windows)):
@@ -105,6 +109,8 @@ def _evenly(e: Evidence, s: MatcherSettings) -> bool:
 
 def _probability(settled: Settled, tied: bool) -> float:
     """The calibrated probability of the place, halved where another fits as well, and by each part that has moved."""
+    if settled.same_grain:
+        return BY_GRAIN
     return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + tied)
 
 

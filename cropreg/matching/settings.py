@@ -79,6 +79,10 @@ class MatcherSettings(Settings):
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     grain_share: float = Field(0.6, description="correlation of grain elsewhere over the best, above which it is a pattern")
+    grain_ncc: float = Field(
+        0.15,
+        description="correlation of a full-size window's grain; JPEG 75 leaves 0.28 of faint grain, one camera's fixed pattern 0.05",
+    )
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
     many_tiles: int = Field(30, description="textured tiles that judge even such a crop, if they convince")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")

@@ -40,6 +40,7 @@ class Settled:
     ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``error_px`` is the predicted standard
     deviation of its edges in original pixels.  ``windows`` are the full-size windows that
     could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere.
+    ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
     """
 
     found: Found
@@ -50,6 +51,7 @@ class Settled:
     tried: int = 0
     moved: int = 0
     noise: SharedNoise | None = None
+    same_grain: bool = False
 
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:

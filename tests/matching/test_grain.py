@@ -37,3 +37,42 @@ def test_the_grid_of_jpegs_blocks_is_no_grain():
     wall = np.repeat((128 + 2 * (rows % 8 == 0) + 2 * (columns % 8 == 0)).astype(np.uint8)[..., None], 3, axis=2)
     match = find(encode(wall, "PNG"), encode(wall[240 : 240 + H, 400 : 400 + W], "PNG"))
     assert match.verdict in ("flat", "no_match", "ambiguous", "doubtful")
+
+
+def exposures(shared: float, own: float, count: int = 2) -> list[Pixels]:
+    """A clear sky taken several times: some of its noise is the sensor's own pattern and the same each time."""
+    rng = np.random.default_rng(7)
+    tone = np.linspace(90, 110, 1000)[:, None] + np.linspace(0, 8, 1500)[None]
+    pattern = rng.normal(0, shared, tone.shape)
+    pictures = [np.clip(tone + pattern + rng.normal(0, own, tone.shape), 0, 255) for _ in range(count)]
+    return [np.repeat(p.astype(np.uint8)[..., None], 3, axis=2) for p in pictures]
+
+
+@pytest.mark.parametrize("noise", [1.0, 1.5])
+def test_grain_of_which_jpeg_has_left_little_is_found_all_the_same(noise):
+    picture = sky(3, noise)
+    match = find(encode(picture, quality=92), encode(picture[Y : Y + H, X : X + W], quality=80))
+    assert match.verdict == "found" and match.box == Box(X, Y, X + W, Y + H)
+    assert match.scale == 1 and match.angle_deg == 0 and match.probability is not None and match.probability > 0.9
+
+
+def test_the_fixed_pattern_of_a_sensor_does_not_make_one_exposure_of_another():
+    first, second = exposures(shared=0.4, own=1.2)
+    crop = second[Y : Y + H, X : X + W]
+    assert find(encode(first, "PNG"), encode(crop, "PNG")).verdict in ("flat", "no_match")
+    assert find(encode(second, "PNG"), encode(crop, "PNG")).box == Box(X, Y, X + W, Y + H)
+
+
+def test_dust_on_the_glass_does_not_make_one_scan_of_another():
+    first, second = exposures(shared=0.0, own=1.2)
+    for x, y in ((X + 40, Y + 60), (X + 250, Y + 210)):
+        first[y : y + 3, x : x + 3] = second[y : y + 3, x : x + 3] = 40
+    match = find(encode(first, "PNG"), encode(second[Y : Y + H, X : X + W], "PNG"))
+    assert match.verdict != "found"
+
+
+def test_grain_that_repeats_itself_fits_in_no_one_place():
+    wall = np.tile((100 + np.random.default_rng(5).normal(0, 1.2, (200, 300))).astype(np.uint8), (5, 5))
+    wall = np.repeat(wall[..., None], 3, axis=2)
+    match = find(encode(wall, "PNG"), encode(wall[250 : 250 + H, 310 : 310 + W], "PNG"))
+    assert match.verdict in ("flat", "no_match", "ambiguous", "doubtful")
