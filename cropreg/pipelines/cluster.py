@@ -30,7 +30,7 @@ from cropreg.logs import Progress
 log = logging.getLogger(__name__)
 
 _FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
-_CPUS_A_TASK = 0.66  # Ray Data lets 0.2 s pass between two tasks; meanwhile half as many more keep the cores busy
+_MOST_QUEUED = 1000  # tasks; each takes memory of the driver
 _SEEN_WITHIN_S = 10  # a network disk may show a new file late
 
 
@@ -61,6 +61,10 @@ def connect(address: str | None = None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # All tasks at once to Ray's own queue, in the place of a budget for each operator: ours have one operator and small results, and Ray
+    # Data allows one task until it has asked for the cluster's limits after 1.1 s, then lets 0.2 s pass between two.
+    if hasattr(context, "op_resource_reservation_enabled"):
+        context.op_resource_reservation_enabled = False
 
 
 @contextlib.contextmanager
@@ -170,9 +174,10 @@ def _look_from_every_node(nodes: list[dict[str, Any]], uris: list[str], probe: s
             )
 
 
-def sharing(concurrency: int | None) -> dict[str, Any]:
-    """What ``ray.data.Dataset.map`` is told of tasks that keep cores busy: so many at a time, or as many as that takes."""
-    return {"compute": ray.data.TaskPoolStrategy(size=concurrency)} if concurrency else {"num_cpus": _CPUS_A_TASK}
+def at_a_time(concurrency: int | None, num_tasks: int) -> ray.data.TaskPoolStrategy | None:
+    """What ``ray.data.Dataset.map`` is told of how many tasks may run at a time: ``concurrency``, or as many as there are CPUs."""
+    most = concurrency or max(_MOST_QUEUED, int(2 * total("CPU")))
+    return ray.data.TaskPoolStrategy(size=most) if num_tasks > most else None  # a limit that is never reached makes Ray Data warn
 
 
 def _unseen(uris: list[str], probe: str | None) -> list[str]:
@@ -211,7 +216,7 @@ def spread(
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"function": function, "shared": ray.put(shared)},
-        **sharing(concurrency),
+        compute=at_a_time(concurrency, num_blocks),
     )
     results: list[bytes] = [b""] * len(items)
     with faults_named(), Progress(title, len(items), unit) as progress:

@@ -120,7 +120,9 @@ def _predict(
     key = fingerprint([run_uri, predictor.info.sha256, dataset.fingerprint, settings.split, settings.from_])
     on_gpu = cluster.total("GPU") >= 1
     same: dict[str, Any] = {"key": key, "run_uri": run_uri, "dataset": dataset, "settings": settings, "on_gpu": on_gpu}
-    data = data.map_batches(_predict_rows, batch_size=size, fn_kwargs=same, num_gpus=1 if on_gpu else None)
+    data = data.map_batches(
+        _predict_rows, batch_size=size, fn_kwargs=same, compute=cluster.at_a_time(None, blocks), num_gpus=1 if on_gpu else None
+    )
     found, spread, unlike, halved = np.empty((rows, 4)), np.empty((rows, 4)), np.empty(rows), np.empty((rows, 4))
     with cluster.faults_named(), Progress("evaluate", rows, "pictures") as progress:
         for batch in data.iter_batches(batch_size=size, batch_format="numpy"):

@@ -276,7 +276,7 @@ def _build(
     data = ray.data.from_arrow_refs(blocks).map(
         _build_part,
         fn_kwargs={"out": out, "how": how, "limits": _limits(settings), "shares": shares, "label": label},
-        **cluster.sharing(settings.concurrency),
+        compute=cluster.at_a_time(settings.concurrency, plan.num_parts),
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()

@@ -294,13 +294,14 @@ def _predict(
     size = settings.batch_size
     if not settings.use_gpu:  # at least four tasks a CPU, so that none waits long for the last; and a CPU gains little by batches
         size = max(1, min(size, len(todo) // (4 * max(1, int(cluster.total("CPU"))))))
-    data = ray.data.from_arrow(table, override_num_blocks=math.ceil(len(todo) / size))
+    num_tasks = math.ceil(len(todo) / size)
+    data = ray.data.from_arrow(table, override_num_blocks=num_tasks)
     data = data.map_batches(
         _predict_batch,
         batch_size=size,
         batch_format="pyarrow",
         fn_kwargs={"run_uri": run_uri, "out": out, "model_id": model_id, "settings": settings},
-        compute=ray.data.TaskPoolStrategy(size=settings.concurrency) if settings.concurrency else None,
+        compute=cluster.at_a_time(settings.concurrency, num_tasks),
         num_gpus=1 if settings.use_gpu else None,
     )
     rows: list[dict[str, Any]] = []
