@@ -84,6 +84,7 @@ PLACES = [
     Place("writing", heavy=("cv2", "PIL"), late=("pyvips",)),
     Place("interchange", heavy=("pyarrow",)),
     Place("cropping"),
+    Place("output"),
     Place("corrections"),
     Place("export", heavy=TORCH, late=("onnx", "onnxruntime", "onnxscript")),
     Place("report", heavy=("cv2", "pyarrow"), late=("matplotlib", "jinja2")),

@@ -19,19 +19,19 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, constraints, corrections, cropping, export, reviews, storage, writing
+from cropreg import checkpoint, constraints, corrections, cropping, export, output, reviews, storage, writing
 from cropreg.boxes import EDGES, Box
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.constraints import Constraints
 from cropreg.cropping import MOVED
-from cropreg.errors import ClusterError, InputError, OutputError, UnreadableImage, UsageError
+from cropreg.errors import ClusterError, InputError, UnreadableImage, UsageError
 from cropreg.images import IMAGE_SUFFIXES
 from cropreg.interchange import exports
 from cropreg.judging import Judge
 from cropreg.logs import Progress
 from cropreg.pipelines import cluster
 from cropreg.prediction import Predictor, SmallPicture, read_small
-from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, csv_bytes, fingerprint, parquet_bytes, read_predictions, top_reasons
+from cropreg.schema import ACCEPT, FAILED, PREDICTIONS, REVIEW, fingerprint, parquet_bytes, top_reasons
 from cropreg.settings import PredictSettings
 from cropreg.storage import Entry, Lease
 from cropreg.strips import OUTWARD
@@ -39,7 +39,6 @@ from cropreg.watching import settled
 
 log = logging.getLogger(__name__)
 
-_TABLE, _PARTS = "predictions.parquet", ".parts"
 _NO_PX = 1e-3  # a box that was whole pixels before its coordinates were divided and multiplied again still is
 
 
@@ -85,11 +84,11 @@ def run(
         raise InputError(
             f"{images}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
         )
-    finished, unfinished = (_at_home(rows, out, entries) for rows in _earlier(out))
+    finished, unfinished = (output.at_home(rows, out, entries) for rows in output.earlier(out))
     if not settings.overwrite:
-        _refuse_others(out, job.model_id, [*finished, *unfinished])
+        output.refuse_others(out, job.model_id, [*finished, *unfinished])
     # Writing again starts anew, but goes on where it was itself interrupted.
-    done = _done([*unfinished] if settings.overwrite else [*finished, *unfinished], job.model_id, entries)
+    done = output.done([*unfinished] if settings.overwrite else [*finished, *unfinished], job.model_id, entries)
     judged = reviews.in_effect(reviews.read(out))
     taken_back: dict[str, dict[str, Any]] = {}
     if settings.apply_reviews:  # of a row whose review was taken back, only the model knows what it was
@@ -165,7 +164,7 @@ def _crop(
     names = {entry.uri: entry.relative for entry in entries}
     if settings.apply_reviews:
         more["reviewed"] = corrections.apply(rows, reviews.in_effect(reviews.read(out)), names, out, settings)
-    _write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    output.write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
     if job.formats:
         more["exports"] = exports.write(
             job.formats,
@@ -250,39 +249,6 @@ def _info(run_uri: str) -> CheckpointInfo:
     return export.open_onnx(run_uri).info if export.is_onnx(run_uri) else checkpoint.load_info(checkpoint.best_of(run_uri))
 
 
-def _earlier(out: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of an earlier run that finished, and of one that was interrupted."""
-    table, parts = storage.join(out, _TABLE), storage.join(out, _PARTS)
-    finished = read_predictions(table) if storage.exists(table) else []
-    uris = [entry.uri for entry in storage.list_files(parts, (".parquet",))] if storage.is_folder(parts) else []
-    return finished, [row for uri in uris for row in read_predictions(uri)]
-
-
-def _at_home(rows: list[dict[str, Any]], out: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The rows, whose crops lie in ``out`` though it was moved or copied: those of its old place are not ours to write or remove."""
-    home = {entry.uri: storage.join(out, storage.local_path(storage.path_to_uri(entry.relative))) for entry in entries}
-    for row in rows:
-        if row["crop_uri"] is not None and not row["crop_uri"].startswith(storage.join(out, "")):
-            row["crop_uri"] = home.get(row["image_uri"])
-    return rows
-
-
-def _refuse_others(out: str, model_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Raises OutputError if the rows are of another model or other settings, or ``out`` holds something else."""
-    if any(not row["stamp"].startswith(model_id) for row in rows):
-        raise OutputError(
-            f"{out}: holds crops of another model or other settings. Use --overwrite to replace them, or another --out."
-        )
-    if not rows and storage.is_folder(out) and next((e for e in storage.list_files(out) if e.relative != "result.json"), None):
-        raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out, or --overwrite.")
-
-
-def _done(rows: Sequence[dict[str, Any]], model_id: str, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """The rows of this model that still hold, by image."""
-    stamps = {entry.uri: f"{model_id}/{entry.stamp}" for entry in entries}
-    return {row["image_uri"]: row for row in rows if row["verdict"] != FAILED and stamps.get(row["image_uri"]) == row["stamp"]}
-
-
 def _predict(
     todo: Sequence[Entry], run_uri: str, out: str, model_id: str, settings: PredictSettings, address: str | None
 ) -> list[dict[str, Any]]:
@@ -328,7 +294,7 @@ def _predict_batch(batch: pa.Table, run_uri: str, out: str, model_id: str, setti
     for row, item in zip(rows, items, strict=True):
         row["stamp"] = f"{model_id}/{item['stamp']}"
     name = fingerprint([row["image_uri"] + row["stamp"] for row in rows])
-    storage.write_whole(storage.join(out, _PARTS, f"part-{name}.parquet"), parquet_bytes(rows, PREDICTIONS))
+    storage.write_whole(storage.join(out, output.PARTS, f"part-{name}.parquet"), parquet_bytes(rows, PREDICTIONS))
     return pa.Table.from_pylist(rows, schema=PREDICTIONS)
 
 
@@ -398,10 +364,3 @@ def _row(
 
 def _failed(uri: str, reason: str) -> dict[str, Any]:
     return {**dict.fromkeys(PREDICTIONS.names), "image_uri": uri, "verdict": FAILED, "reason": reason}
-
-
-def _write_tables(out: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the table twice, for programs and for people, and only then drops the parts it was collected in."""
-    storage.write_whole(storage.join(out, "predictions.csv"), csv_bytes(rows, PREDICTIONS.names))
-    storage.write_whole(storage.join(out, _TABLE), parquet_bytes(rows, PREDICTIONS))
-    storage.remove(storage.join(out, _PARTS))

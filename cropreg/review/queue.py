@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cropreg import boxes, reviews, schema, storage
+from cropreg import boxes, output, reviews, schema, storage
 from cropreg.boxes import EDGES
 from cropreg.errors import InputError
 from cropreg.schema import BoxDataset
@@ -330,7 +330,7 @@ def open_predictions(uri: str) -> list[dict[str, Any]]:
     Raises:
         InputError: there are none.
     """
-    table = storage.join(uri, "predictions.parquet")
+    table = storage.join(uri, output.TABLE)
     if not storage.exists(table):
         raise InputError(f"{uri}: neither a box dataset nor predictions. Give the --out of cropreg match or of cropreg predict.")
     return schema.read_predictions(table)
