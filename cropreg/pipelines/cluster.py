@@ -30,7 +30,8 @@ from cropreg.logs import Progress
 log = logging.getLogger(__name__)
 
 _FOLDERS_LOOKED_AT = 64  # of the input, spread over all of it: a preflight, not a second listing
-_MOST_QUEUED = 1000  # tasks; each takes memory of the driver
+_CPUS_A_READER = 0.66  # of a task that reads from a bucket: while one waits for a file, another keeps the core busy
+_MOST_QUEUED = 256  # tasks; each takes 40 kB of the driver
 _SEEN_WITHIN_S = 10  # a network disk may show a new file late
 
 
@@ -180,6 +181,11 @@ def at_a_time(concurrency: int | None, num_tasks: int) -> ray.data.TaskPoolStrat
     return ray.data.TaskPoolStrategy(size=most) if num_tasks > most else None  # a limit that is never reached makes Ray Data warn
 
 
+def cpus(reads: str | None) -> float:
+    """What a task takes that reads pictures like this one: from a disk a CPU, which a third child would only disturb."""
+    return _CPUS_A_READER if reads is not None and storage.is_remote(reads) else 1
+
+
 def _unseen(uris: list[str], probe: str | None) -> list[str]:
     """Which files the node that runs this does not see, a network disk's delay allowed for."""
     unseen = [uri for uri in (*uris, probe) if uri is not None]
@@ -217,6 +223,7 @@ def spread(
         batch_format="pyarrow",
         fn_kwargs={"function": function, "shared": ray.put(shared)},
         compute=at_a_time(concurrency, num_blocks),
+        num_cpus=cpus(items[0]),
     )
     results: list[bytes] = [b""] * len(items)
     with faults_named(), Progress(title, len(items), unit) as progress:
