@@ -185,7 +185,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--pairs", type=int, nargs="+", help="by default 10,000 and 1,000,000; with --poison 200,000")
     arguments.add_argument("--poison", action="store_true")
-    arguments.add_argument("--deadline-s", type=float, default=0.2, help="of a pair, with --poison; 400 times its work, a busy machine needs more")
+    arguments.add_argument(
+        "--deadline-s", type=float, default=0.2, help="of a pair, with --poison; 400 times its work, a busy machine needs more"
+    )
     arguments.add_argument("--workers", type=int, default=2)
     arguments.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     o = arguments.parse_args()

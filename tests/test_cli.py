@@ -241,3 +241,15 @@ def test_json_leaves_out_what_is_written_for_a_person(
     assert cli.run(["match", "a", "b", "--out", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"verb": "match", "out": str(tmp_path), "code": 0, "n": 3}
     assert "text" not in json.loads((tmp_path / "result.json").read_text())
+
+
+def test_ctrl_c_while_the_process_ends_changes_nothing(tmp_path: Path) -> None:
+    """As when it comes in the half second that Ray takes to shut down."""
+    program = (
+        "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from cropreg.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "match", "a", "b", "--out", "c"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == 3 and "Traceback" not in ended.stderr, ended.stderr

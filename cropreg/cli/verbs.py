@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -319,7 +320,10 @@ def doctor(uri: str | None = None, *, door: Door = DoorSettings()) -> int:  # no
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs the verb in ``arguments`` (those of the process by default) and exits with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    if arguments is None:  # all is done and said; Ctrl-C in the half second that Ray takes to end would print a stack
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
