@@ -21,6 +21,7 @@ from cropreg.errors import InputError, ModelError, UsageError
 from cropreg.model import Architecture, CropRegressor
 from cropreg.pipelines import predict
 from cropreg.prediction import Predictor
+from cropreg.schema import read_predictions
 from cropreg.settings import PredictSettings
 
 pytest.importorskip("onnxruntime")
@@ -213,7 +214,7 @@ def test_predict_needs_no_run_beside_the_file(run: Path, file: Path, tmp_path: P
         out = tmp_path / f"out-{model.name}"
         summary = predict.run(str(model), str(tmp_path / "in"), out=str(out), settings=PredictSettings(all=True))
         assert summary["code"] == 0 and summary["computed"] == 3
-        rows.append(predict.read_predictions(str(out / "predictions.parquet")))
+        rows.append(read_predictions(str(out / "predictions.parquet")))
     for ours, theirs in zip(*rows, strict=True):
         for name in ("x1", "y1", "x2", "y2", "verdict", "reason"):
             assert ours[name] == theirs[name]
