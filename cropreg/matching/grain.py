@@ -94,8 +94,9 @@ def same_grain(original: Plane, crop: Plane, place: Affine, s: MatcherSettings) 
             best = _clear_peak(peaks(scores, 2, apart_px=2), s)
             if best is not None:
                 wishes[x1 + best[0] - x, y1 + best[1] - y] += 1
-    (where, agreeing), *_ = wishes.most_common(1) or [((0, 0), 0)]
-    return places.shifted(float(where[0]), float(where[1])) if agreeing >= AGREEING * len(lefts) * len(tops) else None
+    ((x, y), agreeing), *_ = wishes.most_common(1) or [((0, 0), 0)]
+    inside = 0 <= x <= full_w - w and 0 <= y <= full_h - h
+    return places.shifted(float(x), float(y)) if inside and agreeing >= AGREEING * len(lefts) * len(tops) else None
 
 
 def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
