@@ -4,7 +4,7 @@ Smoothing and whole grey levels would take it away: planes are averaged without 
 
 Grain that correlates weakly is proof as well if there is enough of it: of n pixels of unlike noise the correlation has a standard
 deviation of about 1 / sqrt(n), so that 0.15 over a window of 128 px is no chance, and several such windows that ask for the same pixel are
-even less.  What two files of one camera or scanner share otherwise is weaker (its fixed pattern), or lies at one spot (dust).
+even less.  What two files of one camera or scanner share otherwise, a fixed pattern or dust, is taken to be weaker, or to lie at one spot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from cropreg.matching.settings import MatcherSettings
 BAND_PX = 9  # grain has no wider structure
 REACH_PX = 16  # to either side: two blocks of a JPEG, whose grid is no grain and fits at both
 LEAST_WINDOW_PX = 48  # smaller ones correlate by chance
-AGREEING = 0.75  # share of windows; the others may be clipped or painted over
 TEMPLATE_PX = 128  # side of the part that is looked for everywhere, and
 BLOCK_PX = 1024  # of the squares in which it is, one after the other: 30 MB
 STRIP_PX = 512  # rows averaged at a time, so that no large picture is float32 as a whole
@@ -96,7 +95,7 @@ def same_grain(original: Plane, crop: Plane, place: Affine, s: MatcherSettings) 
                 wishes[x1 + best[0] - x, y1 + best[1] - y] += 1
     ((x, y), agreeing), *_ = wishes.most_common(1) or [((0, 0), 0)]
     inside = 0 <= x <= full_w - w and 0 <= y <= full_h - h
-    return places.shifted(float(x), float(y)) if inside and agreeing >= AGREEING * len(lefts) * len(tops) else None
+    return places.shifted(float(x), float(y)) if inside and agreeing >= s.grain_agreeing * len(lefts) * len(tops) else None
 
 
 def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:

@@ -81,7 +81,10 @@ class MatcherSettings(Settings):
     grain_share: float = Field(0.6, description="correlation of grain elsewhere over the best, above which it is a pattern")
     grain_ncc: float = Field(
         0.15,
-        description="correlation of a full-size window's grain; JPEG 75 leaves 0.28 of faint grain, one camera's fixed pattern 0.05",
+        description="correlation of a full-size window's grain; JPEG 75 leaves 0.28 of faint grain, the best place elsewhere had 0.05",
+    )
+    grain_agreeing: float = Field(
+        0.75, description="share of windows that must show it at the same pixel; the others may be clipped or painted over"
     )
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
     many_tiles: int = Field(30, description="textured tiles that judge even such a crop, if they convince")

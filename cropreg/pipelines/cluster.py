@@ -181,9 +181,9 @@ def at_a_time(concurrency: int | None, num_tasks: int) -> ray.data.TaskPoolStrat
     return ray.data.TaskPoolStrategy(size=most) if num_tasks > most else None  # a limit that is never reached makes Ray Data warn
 
 
-def cpus(reads: str | None) -> float:
-    """What a task takes that reads pictures like this one: from a disk a CPU, which a third child would only disturb."""
-    return _CPUS_A_READER if reads is not None and storage.is_remote(reads) else 1
+def cpus(uri: str | None) -> float:
+    """How many CPUs a task takes that reads pictures like this one: of a disk a whole one, for a third child on two cores disturbs."""
+    return _CPUS_A_READER if uri is not None and storage.is_remote(uri) else 1
 
 
 def _unseen(uris: list[str], probe: str | None) -> list[str]:

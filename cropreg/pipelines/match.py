@@ -271,14 +271,14 @@ def _build(
     cluster.check_shared(
         (uri for _, pairs in parts for pair in pairs for uri in (pair["original_uri"], pair["crop_uri"]) if uri), out
     )
-    read = next((uri for some in plan.parts for _, pairs in some for pair in pairs if (uri := pair["original_uri"])), None)
+    read_uri = next((uri for some in plan.parts for _, pairs in some for pair in pairs if (uri := pair["original_uri"])), None)
     # One block a part, put into Ray's store, which keeps on disk what is too much for memory.
     blocks = [ray.put(pa.table({"name": [name], "pairs": [json.dumps(pairs)]})) for some in plan.parts for name, pairs in some]
     data = ray.data.from_arrow_refs(blocks).map(
         _build_part,
         fn_kwargs={"out": out, "how": how, "limits": _limits(settings), "shares": shares, "label": label},
         compute=cluster.at_a_time(settings.concurrency, plan.num_parts),
-        num_cpus=cluster.cpus(read),
+        num_cpus=cluster.cpus(read_uri),
     )
     written: list[Part] = []
     counts: Counter[str] = Counter()
