@@ -30,7 +30,7 @@ OTHERWISE = (
     "turned_far",
     "turned_resized",
 )
-REJECT = ("wrong", "wrong_resized", "wrong_text", "burst", "mirrored", "blank")
+REJECT = ("wrong", "wrong_resized", "wrong_text", "burst", "mirrored", "blank", "rescan")
 KINDS = (*KEPT, *OTHERWISE, *REJECT)
 TEXT = "the archive holds thousands of originals and crops that somebody made by hand over many years of patient work"
 SHARES = {
@@ -121,6 +121,17 @@ def burst(picture: Pixels, rng: np.random.Generator) -> Pixels:
         axis += cv2.resize(rng.normal(0, max(2.0, w / 800), (7, 7)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
     later = cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(np.clip(later + rng.normal(0, 2, later.shape), 0, 255), np.uint8)
+
+
+def rescan(picture: Pixels, rng: np.random.Generator) -> Pixels:
+    """A print put on the glass: a little turned, a little softer, and with the noise of this scan."""
+    h, w = picture.shape[:2]
+    turn_deg = float(rng.uniform(0.3, 2.0)) * (1 if rng.random() < 0.5 else -1)
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn_deg, 1.0)
+    matrix[:, 2] += rng.uniform(-9, 9, 2)
+    again = cv2.warpAffine(picture.astype(np.float32), matrix, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    again = cv2.GaussianBlur(again, (0, 0), 0.6) + rng.normal(0, rng.uniform(1.5, 3.5), again.shape)
+    return np.asarray(np.clip(np.round(again), 0, 255), np.uint8)
 
 
 def resized(crop: Pixels, scale: float, rng: np.random.Generator) -> Pixels:
@@ -223,6 +234,8 @@ def make(kind: str, size_mp: int, paths: list[Path], seed: int, index: int) -> P
     rng = np.random.default_rng([seed, KINDS.index(kind), size_mp, index])
     original, chosen = original_of(kind, size_mp, paths, rng)
     pixels = upright(original)
+    if kind == "rescan":
+        original = encode(rescan(pixels, rng), quality=int(rng.choice([88, 92, 95])))
     height, width = pixels.shape[:2]
     share = SHARES.get(kind, float(rng.uniform(0.5, 0.92)))
     if kind.startswith("turned"):
@@ -256,6 +269,8 @@ def cut(
         source = text_page(rng)
     elif kind == "burst":
         source = burst(pixels, rng)
+    elif kind == "rescan":
+        source = rescan(pixels, rng)
     elif kind == "blank":
         source = np.asarray(np.clip(rng.normal(249, 2, pixels.shape), 0, 255), np.uint8)
     crop = source[y1:y2, x1:x2]

@@ -55,7 +55,11 @@ PILLOW_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 }
 
 TIFF_COMPRESSIONS_OF_OPENCV = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+TIFF_COMPRESSIONS_BY_JPEG = (6, 7)
 TIFF_COMPRESSIONS = (*TIFF_COMPRESSIONS_OF_OPENCV, 34925, 50000)  # LZMA and Zstandard by Pillow
+
+# The places of a block, row by row, in the order in which a JPEG file stores them: along diagonals, every other one upwards.
+_ZIGZAG = sorted(range(64), key=lambda k: (k // 8 + k % 8, k // 8 if (k // 8 + k % 8) % 2 else k % 8))
 
 _FOREIGN = (  # what else turns up under a picture's name, by its first bytes
     (b"%PDF", "a PDF document"),
@@ -75,8 +79,9 @@ class Header:
 
     ``width`` and ``height`` are upright pixels, ``orientation`` is the EXIF value (1..8; 1 if absent or invalid) that is applied
     to get there, ``pages`` counts pages or frames, of which the first is used.  ``mode`` is a Pillow-like word: ``1 L LA P PA RGB
-    RGBA RGBX CMYK Lab``, where a final A means transparency of any kind; ``bit_depth`` counts the bits of one channel; ``quantization`` is
-    the mean step of a JPEG's luma table (quality 90: 12, 75: 29, 40: 72), 0 for other formats.
+    RGBA RGBX CMYK Lab``, where a final A means transparency of any kind; ``bit_depth`` counts the bits of one channel.
+    ``luma_steps`` are the 64 quantisation steps of a JPEG's luma, row by row; empty for other formats.  ``lossless`` says that the file
+    holds the very pixels that were saved.
     """
 
     format: str
@@ -87,7 +92,8 @@ class Header:
     mode: str = "RGB"
     progressive: bool = False
     bit_depth: int = 8
-    quantization: float = 0.0
+    luma_steps: tuple[int, ...] = ()
+    lossless: bool = False
 
     @property
     def has_alpha(self) -> bool:
@@ -199,18 +205,19 @@ def _recognise(data: bytes, name: str) -> str:
     raise UnreadableImage(name, "is not a picture in a known format", COPY_AGAIN)
 
 
-def _upright(kind: str, stored_w: int, stored_h: int, orientation: int, **more: int | str | bool | float) -> Header:
+def _upright(kind: str, stored_w: int, stored_h: int, orientation: int, **more: int | str | bool | tuple[int, ...]) -> Header:
     w, h = (stored_h, stored_w) if orientation >= 5 else (stored_w, stored_h)
     return Header(kind, w, h, orientation, **more)  # type: ignore[arg-type]
 
 
 def _jpeg(data: bytes, name: str) -> Header:
-    orientation, frame, quantization = 1, None, 0.0
+    orientation, frame = 1, None
+    luma_steps: tuple[int, ...] = ()
     for marker, start, end in jpeg_segments(data):
         if marker == 0xE1 and orientation == 1 and data[start : start + 6] == b"Exif\0\0":
             orientation = exif_orientation(data[start + 6 : end])
         elif marker == 0xDB:
-            quantization = quantization or _luma_step(data[start:end])
+            luma_steps = luma_steps or _luma_steps(data[start:end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
     if frame is None:
@@ -218,21 +225,19 @@ def _jpeg(data: bytes, name: str) -> Header:
     marker, depth, height, width, components = frame
     mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(components, f"{components} channels")
     progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
-    return _upright(
-        "JPEG", width, height, orientation, mode=mode, progressive=progressive, bit_depth=depth, quantization=quantization
-    )
+    return _upright("JPEG", width, height, orientation, mode=mode, progressive=progressive, bit_depth=depth, luma_steps=luma_steps)
 
 
-def _luma_step(tables: bytes) -> float:
-    """The mean of table 0 in a DQT segment, which luma uses; 0 if it is not there (ITU-T T.81, B.2.4.1)."""
+def _luma_steps(tables: bytes) -> tuple[int, ...]:
+    """Table 0 of a DQT segment, which luma uses, row by row; empty if it is not there (ITU-T T.81, B.2.4.1 and figure A.6)."""
     at = 0
     while at < len(tables):
         wide, number = tables[at] >> 4, tables[at] & 15
         values = np.frombuffer(tables[at + 1 : at + 1 + 64 * (1 + wide)], ">u2" if wide else "u1")
         if number == 0 and len(values) == 64:
-            return float(values.mean())
+            return tuple(int(values[_ZIGZAG.index(place)]) for place in range(64))
         at += 1 + 64 * (1 + wide)
-    return 0.0
+    return ()
 
 
 def _png(data: bytes, name: str) -> Header:
@@ -247,7 +252,8 @@ def _png(data: bytes, name: str) -> Header:
             pages = max(1, struct.unpack_from(">I", data, start)[0])
     mode = {0: "L", 2: "RGB", 3: "P", 4: "L", 6: "RGB"}.get(colour, f"colour type {colour}")
     mode = "1" if (mode, depth, transparent) == ("L", 1, False) else mode + "A" * transparent
-    return _upright("PNG", width, height, orientation, pages=pages, mode=mode, progressive=bool(interlace), bit_depth=depth)
+    more = {"progressive": bool(interlace), "bit_depth": depth, "lossless": colour != 3}
+    return _upright("PNG", width, height, orientation, pages=pages, mode=mode, **more)
 
 
 def _webp(data: bytes, name: str) -> Header:
@@ -297,7 +303,8 @@ def _tiff(data: bytes, name: str) -> Header:
     orientation = tree.number(first.get(274), 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
     size_wh = tree.number(first.get(256)), tree.number(first.get(257))
-    return _upright("TIFF", *size_wh, orientation, pages=pages, mode=mode, bit_depth=depth)
+    lossless = packing not in TIFF_COMPRESSIONS_BY_JPEG and base != "P"
+    return _upright("TIFF", *size_wh, orientation, pages=pages, mode=mode, bit_depth=depth, lossless=lossless)
 
 
 def tiff_number(data: bytes, tag: int, default: int) -> int:

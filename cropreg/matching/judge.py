@@ -58,21 +58,17 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
 def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str | None]:
     if settled.same_grain:
         return "found", None
-    found, windows, noise = settled.found, settled.windows, settled.noise
+    found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
     if windows is not None:
         if settled.moved >= max(s.burst_windows, s.burst_share * len(windows)):
             return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
-        another = not settled.kept or settled.moved > 0  # low JPEG quality alone takes a true crop's noise away
-        if (
-            another
-            and noise is not None
-            and noise.correlation < s.same_noise
-            and min(noise.original_std, noise.crop_std) > s.noise_std
-        ):
+        if left_over >= s.another_picture:
             return (
                 "no_match",
                 "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
             )
+        if left_over >= s.most_unexplained:
+            return "doubtful", "The crop differs from the original by more than its file format explains: edited, or another scan."
         if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
             return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
         if not windows and (settled.kept or not convinces(found, s)):

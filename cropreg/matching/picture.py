@@ -20,7 +20,6 @@ from cropreg.matching.progressive import first_scan
 SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
-NOISE_MOST_STEP = 32.0  # mean luma step of JPEG quality 72, below which most noise is quantised away
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
@@ -67,7 +66,7 @@ class Picture:
         picture._full = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
         height, width = pixels.shape[:2]
         mode = "RGB" if pixels.ndim == 3 else "L"
-        picture.header = images.Header("pixels", width, height, mode=mode)
+        picture.header = images.Header("pixels", width, height, mode=mode, lossless=True)
         return picture
 
     @cached_property
@@ -81,10 +80,12 @@ class Picture:
         return self.header.width, self.header.height
 
     @property
-    def keeps_noise(self) -> bool:
-        """Whether the file's format has left the sensor's or scanner's noise in the picture."""
-        lossless = self.header.format in ("PNG", "TIFF", "BMP", "pixels")
-        return lossless or (self.header.format == "JPEG" and self.header.quantization <= NOISE_MOST_STEP)
+    def rounding_steps(self) -> NDArray[np.float64] | None:
+        """What the file's coding has rounded the grey picture's DCT to (8, 8), nought if to nothing; None where that is not known."""
+        if self.header.lossless:
+            return np.zeros((8, 8))
+        steps = self.header.luma_steps if self.header.mode in ("L", "RGB") else ()
+        return np.reshape(steps, (8, 8)).astype(np.float64) if steps else None
 
     @property
     def factor(self) -> int:

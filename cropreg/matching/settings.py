@@ -183,13 +183,18 @@ class MatcherSettings(Settings):
     )
     suspect_least: float = Field(5.0, description="the same, for further tiles once one is clear")
     most_suspects: int = Field(6, ge=0, description="such tiles looked at, the clearest first")
+    whole_px: float = Field(
+        0.25, gt=0, description="px from a whole number up to which full-size windows take a crop for cut out; true ones reach 0.18"
+    )
+    whole_sigmas: float = Field(8.0, gt=0, description="the same in units of their error; true ones, skies among them, reach 15")
     rescan_scale: float = Field(
-        1.1, description="turned crops of nearly the original's size must share its noise, or are another scan"
+        1.1, description="crops that were resampled at nearly the original's size must be explained by it, or are another scan"
     )
-    same_noise: float = Field(
-        0.42, description="correlation of noise: turned crops 0.51 or more down to JPEG 75, other exposures and scans to 0.39"
+    most_unexplained: float = Field(
+        1.45,
+        description="energy unexplained over explained by the crop's own coding: 37 turned crops reach 1.1, 71 other scans start at 1.4",
     )
-    noise_std: float = Field(
-        0.3, description="grey levels; with less fine structure in either picture there is no noise to compare"
+    another_picture: float = Field(
+        2.0, description="the same from which it is another scan for sure; of turned and edited crops one in thirty"
     )
     ask_coarse_px: int = Field(120, description="plane px; a crop this large shows a turn or stretch at half resolution, too")

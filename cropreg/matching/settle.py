@@ -21,11 +21,11 @@ from cropreg.matching.fine import (
 )
 from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
 from cropreg.matching.local import common_stretch, displacements
-from cropreg.matching.noise import SharedNoise, shared_noise
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.register import register
+from cropreg.matching.residual import unexplained
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import quantile
 
@@ -40,6 +40,7 @@ class Settled:
     ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``error_px`` is the predicted standard
     deviation of its edges in original pixels.  ``windows`` are the full-size windows that
     could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere.
+    ``unexplained`` is what neither the original nor the crop's own coding explains, about 1 for true crops; None where it was not asked.
     ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
     """
 
@@ -50,7 +51,7 @@ class Settled:
     windows: list[Window] | None = None
     tried: int = 0
     moved: int = 0
-    noise: SharedNoise | None = None
+    unexplained: float | None = None
     same_grain: bool = False
 
 
@@ -76,8 +77,12 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     windows, error_px = look(start), _error_px(found, kept)
     if kept and windows:
         shift, error_px = common_shift(windows)
-        common = place = places.compose(places.shifted(*np.round(place[:, 2] + shift) - place[:, 2]), place)
-    elif len(windows) >= 3:
+        whole = np.round(place[:, 2] + shift)
+        between = float(np.abs(place[:, 2] + shift - whole).max())
+        kept = between <= max(s.whole_px, s.whole_sigmas * error_px)  # else it was sampled anew, or scanned
+        common = place = places.compose(places.shifted(*(whole - place[:, 2] if kept else shift)), place)
+        same_size = not kept
+    elif not kept and len(windows) >= 3:
         rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
         common = common_place(windows, start, rounding_px)
         if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
@@ -98,10 +103,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 place, error_px = found.place, _error_px(found, kept)
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
-    noise = None
-    if (same_size or (kept and unrest.suspects)) and original.keeps_noise and crop.keeps_noise:
-        noise = shared_noise(full_o, full_c, _reduced_to(crop.search_plane, s.map_step_px), place)
-    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, noise)
+    steps, left_over = crop.rounding_steps, None
+    if steps is not None and (same_size or moved):
+        left_over = unexplained(full_o, full_c, place, steps)
+    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
 
 
 def _error_px(found: Found, kept: bool) -> float:

@@ -1,0 +1,169 @@
+"""Another scan of the same print: what is left of a crop once the original and the crop's own coding have explained what they can."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cropreg.matching import place as places
+from cropreg.matching.find import find
+from cropreg.matching.picture import Picture
+from cropreg.matching.plane import Plane
+from cropreg.matching.residual import unexplained
+
+from .conftest import Pixels, decoded, encode, scene
+
+WIDTH, HEIGHT = 560, 420
+X, Y, W, H = 130, 100, 300, 220
+EDITS = {
+    "as it is": lambda part: part,
+    "darker": lambda part: np.clip(part * 0.85 - 4, 0, 255),
+    "sharper": lambda part: np.clip(part * 1.8 - cv2.GaussianBlur(part, (0, 0), 1.2) * 0.8, 0, 255),
+    "with halos": lambda part: np.clip(part * 2.5 - cv2.GaussianBlur(part, (0, 0), 2.2) * 1.5, 0, 255),
+    "softer": lambda part: cv2.GaussianBlur(part, (0, 0), 0.8),
+}
+
+
+def scanned(turn_deg: float, shift_xy: tuple[float, float], seed: int, noise: float = 1.8) -> Pixels:
+    """A print textured everywhere (all scans of it show the same one) as it lay on the glass: turned, shifted, with noise of its own."""
+    rng = np.random.default_rng(99)
+    paper = (
+        scene(31, WIDTH, HEIGHT).astype(np.float32)
+        + cv2.GaussianBlur(rng.normal(0, 25, (HEIGHT, WIDTH, 1)), (0, 0), 0.8)[..., None]
+    )
+    matrix = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), turn_deg, 1.0)
+    matrix[:, 2] += shift_xy
+    seen = cv2.warpAffine(paper, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT)
+    seen = seen + np.random.default_rng([seed, 3]).normal(0, noise, seen.shape)
+    return decoded(encode(np.clip(np.round(seen), 0, 255).astype(np.uint8), quality=90))
+
+
+def straightened(picture: Pixels, turn_deg: float, kernel: int = cv2.INTER_CUBIC) -> NDArray[np.float32]:
+    """A crop turned about its own middle, as editors do it."""
+    matrix = cv2.getRotationMatrix2D((X + W / 2 - 0.5, Y + H / 2 - 0.5), turn_deg, 1.0)
+    matrix[:, 2] -= X, Y
+    return cv2.warpAffine(picture.astype(np.float32), matrix, (W, H), flags=kernel, borderMode=cv2.BORDER_REFLECT)
+
+
+def crop_file(part: NDArray[np.float32], kind: str = "JPEG", quality: int = 90) -> bytes:
+    whole = np.clip(np.round(part), 0, 255).astype(np.uint8)
+    return encode(whole, kind) if kind == "PNG" else encode(whole, quality=quality)
+
+
+def left_over(original: Pixels, crop: bytes, turn_deg: float = 0.0, shift_xy: tuple[float, float] = (0.0, 0.0)) -> float | None:
+    """What :func:`unexplained` says of a crop that was cut by :func:`straightened`."""
+    picture = Picture(crop, "crop")
+    assert picture.rounding_steps is not None
+    matrix = cv2.getRotationMatrix2D((X + W / 2 - 0.5, Y + H / 2 - 0.5), turn_deg, 1.0)
+    inverse = cv2.invertAffineTransform(matrix)
+    inverse[:, 2] += inverse[:, :2] @ (X, Y) + shift_xy
+    corners = places.compose(np.array([[1, 0, 0.5], [0, 1, 0.5]]), places.compose(inverse, np.array([[1, 0, -0.5], [0, 1, -0.5]])))
+    grey = cv2.cvtColor(original, cv2.COLOR_RGB2GRAY)
+    return unexplained(Plane(np.asarray(grey, np.uint8)), Plane(picture.full()), corners, picture.rounding_steps)
+
+
+@pytest.fixture(scope="module")
+def first() -> Pixels:
+    return scanned(0.0, (0.0, 0.0), 1)
+
+
+@pytest.fixture(scope="module")
+def second() -> Pixels:
+    """The same print again, put down anew."""
+    return scanned(0.8, (2.3, -1.6), 2)
+
+
+@pytest.mark.parametrize("kernel", [cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4])
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 60), ("JPEG", 92), ("PNG", 0)])
+def test_a_turned_crop_is_explained_by_its_original_and_its_own_file(first, kernel, kind, quality):
+    value = left_over(first, crop_file(straightened(first, 1.3, kernel), kind, quality), 1.3)
+    assert value is not None and value < 1.25
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_crop_is_explained_too(first, edit):
+    value = left_over(first, crop_file(EDITS[edit](straightened(first, 1.3))), 1.3)
+    assert value is not None and value < 1.45
+
+
+def test_a_place_that_is_off_by_a_part_of_a_pixel_will_do(first):
+    value = left_over(first, crop_file(straightened(first, 1.3)), 1.3, (0.2, -0.2))
+    assert value is not None and value < 1.2
+
+
+def test_what_jpeg_has_rounded_away_is_foretold_not_forgiven(first):
+    """The same differences that a low quality explains are too many for a high one."""
+    rounded = decoded(crop_file(straightened(first, 1.3), quality=60)).astype(np.float32)
+    as_png = left_over(first, crop_file(rounded, "PNG"), 1.3)
+    assert as_png is not None and as_png > 3
+
+
+@pytest.mark.parametrize("edit", ["as it is", "darker", "sharper"])  # softened, too little noise is left
+def test_another_scan_leaves_more_unexplained_however_it_is_edited(first, second, edit):
+    crop = crop_file(EDITS[edit](straightened(second, 1.3)))
+    assert find(encode(second, "PNG"), crop).verdict == "found"
+    assert find(encode(first, "PNG"), crop).verdict == "no_match"
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 92), ("PNG", 0)])
+@pytest.mark.parametrize("turn_deg", [0.0, -0.9])
+def test_a_crop_of_another_scan_of_the_same_print_is_no_match(first, second, kind, quality, turn_deg):
+    crop = crop_file(straightened(second, turn_deg), kind, quality)
+    assert find(encode(second, "PNG"), crop).verdict == "found"
+    match = find(encode(first, "PNG"), crop)
+    assert match.verdict == "no_match" and match.reason is not None and "another scan" in match.reason
+
+
+def test_where_jpeg_has_rounded_most_of_the_noise_away_another_scan_is_doubtful(first, second):
+    match = find(encode(first, "PNG"), crop_file(straightened(second, -0.9), quality=80))
+    assert match.verdict == "doubtful" and match.reason is not None and "file format" in match.reason
+
+
+def test_two_scans_that_differ_by_a_part_of_a_pixel_are_told_apart(first):
+    shifted = scanned(0.0, (0.4, 0.45), 2)
+    match = find(encode(shifted, "PNG"), crop_file(straightened(first, 0.0), "PNG"))
+    assert match.verdict == "no_match"
+
+
+def test_a_crop_that_was_sampled_between_the_pixels_has_no_box_in_whole_ones(first):
+    matrix = np.array([[1.0, 0.0, X + 0.4], [0.0, 1.0, Y - 0.35]])
+    flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
+    match = find(encode(first, "PNG"), crop_file(cv2.warpAffine(first.astype(np.float32), matrix, (W, H), flags=flags), "PNG"))
+    assert match.verdict == "found" and match.box is not None
+    assert tuple(match.box) == pytest.approx((X + 0.4, Y - 0.35, X + W + 0.4, Y + H - 0.35), abs=0.03)
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "doubtful"), (1.8, "no_match")])
+def test_what_moved_in_one_part_was_edited_or_another_exposure(noise, verdict):
+    """A part that lies 6 px farther; the rest is the same file's, or the next frame's of a camera that stood still."""
+    original = encode(scene(7))
+    frame = decoded(original).astype(np.float32)
+    frame[500:700, 706:906] = frame[500:700, 700:900]
+    later = np.clip(frame + np.random.default_rng(8).normal(0, noise, frame.shape), 0, 255).astype(np.uint8)
+    assert find(original, encode(later[60:1160, 100:1700], quality=95)).verdict == verdict
+
+
+def test_an_object_painted_over_makes_no_other_scan_of_it(first):
+    part = straightened(first, 1.3)
+    part[20:90, 30:110] = 200
+    value = left_over(first, crop_file(part), 1.3)
+    assert value is not None and value < 1.25
+
+
+def test_what_is_clipped_or_tiny_or_coded_otherwise_is_not_asked(first):
+    assert left_over(first, crop_file(np.full((H, W, 3), 254, np.float32))) is None
+    assert (
+        unexplained(Plane(np.zeros((50, 50), np.uint8)), Plane(np.zeros((20, 20), np.uint8)), np.eye(2, 3), np.zeros((8, 8)))
+        is None
+    )
+    assert Picture(encode(first, "WEBP"), "crop").rounding_steps is None
+
+
+def test_steps_are_the_files_own():
+    grey = np.full((16, 16), 99, np.uint8)
+    ok, data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 50])
+    steps = Picture(data.tobytes(), "crop").rounding_steps
+    assert ok and steps is not None and steps[0, :3].tolist() == [16, 11, 10]  # ITU-T T.81, table K.1
+    assert not np.any(Picture(encode(scene(1, 64, 64), "PNG"), "crop").rounding_steps)
