@@ -76,3 +76,12 @@ def test_grain_that_repeats_itself_fits_in_no_one_place():
     wall = np.repeat(wall[..., None], 3, axis=2)
     match = find(encode(wall, "PNG"), encode(wall[250 : 250 + H, 310 : 310 + W], "PNG"))
     assert match.verdict in ("flat", "no_match", "ambiguous", "doubtful")
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.5, False), (0.85, True)])
+def test_nearly_all_of_a_crop_must_share_the_grain(share, found):
+    """Put together of two exposures, or retouched at its border."""
+    first, second = exposures(shared=0.0, own=1.2)
+    crop, kept = second[Y : Y + H, X : X + W].copy(), int(W * share)
+    crop[:, :kept] = first[Y : Y + H, X : X + kept]
+    assert (find(encode(first, "PNG"), encode(crop, "PNG")).verdict == "found") == found
