@@ -26,7 +26,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
-from cropreg.matching.search import Candidate, at_same_scale, correlation_map, over_scales, peaks
+from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
 from cropreg.storage import read_bytes
@@ -185,12 +185,13 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     finer = cw <= ow and ch <= oh and (faint or max(crop.search_plane.size_wh) < s.small_px)
     if finer and faint:  # a sky: hardly anybody resizes those
         found = _finer(original, crop, found, s)
-    if not plausible(found, s):
-        candidates = over_scales(
-            original.search_plane, crop.search_plane, lowest_scale, s.highest_scale, s.sweep_ratio, s.sweep_template_px,
-            s.sweep_band_px, s.sweep_peaks,
-        )  # fmt: skip
-        found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
+    for lowest, highest in ((lowest_scale, s.enlarged_scale), (max(lowest_scale, s.enlarged_scale), s.highest_scale)):
+        if lowest < highest and not plausible(found, s):
+            candidates = over_scales(
+                original.search_plane, crop.search_plane, lowest, highest, ratio=s.sweep_ratio, template_px=s.sweep_template_px,
+                band_px=s.sweep_band_px, count=s.sweep_peaks, least_ncc=s.least_ncc,
+            )  # fmt: skip
+            found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
     if finer and not faint and not plausible(found, s):
         found = _finer(original, crop, found, s)
     return found
@@ -208,7 +209,7 @@ def _at_half_size(original: Picture, crop: Picture, s: MatcherSettings) -> Found
     factor = 1 if min(crop.size_wh) < 64 else max(2, round(math.sqrt(num_px / FINER_PX)))
     whole, part = (averaged(Plane(p.full()), factor) for p in (original, crop))
     pair = Pair(whole.smoothed(s.smooth_px), part.smoothed(s.smooth_px), s.band_px)
-    scores = correlation_map(*(band_pass(plane.pixels, s.band_px) for plane in (pair.original, pair.crop)))
+    scores = bands_map(*(band_pass(plane.pixels, s.band_px) for plane in (pair.original, pair.crop)))
     best: Found | None = None
     for x, y, _ in peaks(scores, 2, apart_px=4):
         fit = register(pair, places.shifted(x * factor, y * factor), "shift", iterations=s.iterations)

@@ -115,37 +115,56 @@ def follow(
     """Registers and verifies candidates until one convinces; the best of them.
 
     Each starts at about the resolution it was found at, where a step is cheap, and is dropped as soon as the pictures do not look alike.
+    The first few are judged before the others are followed at all.
     """
     best: Found | None = None
     seen: list[Affine] = []
-    small: list[Found] = []
-    for candidate in candidates:
-        scale = 1.0 if model == "shift" else places.scale(candidate.place)
-        step = max(original.search_plane.step, crop.finest_step / scale)
-        levels = _levels(candidate.step / step, model)
-        pair_at = partial(_paired_at, original, crop, step, scale, s)
-        least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
-        fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
-        if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
-            continue
-        seen.append(fit.place)
-        pair = pair_at(0)
-        found = Found(fit, compare(pair, fit.place, s), method, pair)
-        judged = model == "shift" and found.evidence.tiles >= s.many_tiles and convinces(found, s)
-        promising = min(found.evidence.median, found.evidence.band) > s.closer_ncc
-        if max(pair.crop.size_wh) < s.small_px and step > 1.5 and promising and not judged:
-            small.append(found)
-            continue
-        best = better(best, found)
-        if convinces(found, s):
-            break
-    # Too small to be judged: the most promising are looked at again, at more resolution.
-    for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
-        nearer = closer(original, crop, found, s)
-        best = better(best, nearer)
-        if nearer is not None and convinces(nearer, s):
-            break
+    for batch in (candidates[: s.first_followed], candidates[s.first_followed :]):
+        small: list[Found] = []
+        for candidate in batch:
+            found = _registered(original, crop, candidate, seen, model, method, s)
+            if found is None:
+                continue
+            if found.pair.step > 1.5 and _is_small(found, model, s):
+                small.append(found)
+                continue
+            best = better(best, found)
+            if convinces(found, s):
+                return best
+        # Too small to be judged: the most promising are looked at again, at more resolution.
+        for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
+            nearer = closer(original, crop, found, s)
+            best = better(best, nearer)
+            if nearer is not None and convinces(nearer, s):
+                return best
     return best
+
+
+def _registered(
+    original: Picture, crop: Picture, candidate: Candidate, seen: list[Affine], model: str, method: str, s: MatcherSettings
+) -> Found | None:
+    """A candidate registered at about the resolution it was found at; None if the pictures do not look alike there.
+
+    None, too, if it led to a place in ``seen``, to which new ones are added.
+    """
+    scale = 1.0 if model == "shift" else places.scale(candidate.place)
+    step = max(original.search_plane.step, crop.finest_step / scale)
+    levels = _levels(candidate.step / step, model)
+    pair_at = partial(_paired_at, original, crop, step, scale, s)
+    least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
+    fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
+    if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
+        return None
+    seen.append(fit.place)
+    pair = pair_at(0)
+    return Found(fit, compare(pair, fit.place, s), method, pair)
+
+
+def _is_small(found: Found, model: str, s: MatcherSettings) -> bool:
+    """Whether a promising place was seen on too few pixels to be judged."""
+    judged = model == "shift" and found.evidence.tiles >= s.many_tiles and convinces(found, s)
+    promising = min(found.evidence.median, found.evidence.band) > s.closer_ncc
+    return max(found.pair.crop.size_wh) < s.small_px and promising and not judged
 
 
 def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *, long_side_px: int | None = None) -> Found | None:

@@ -20,7 +20,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass
 from cropreg.matching.register import register
-from cropreg.matching.search import correlation_map, peaks
+from cropreg.matching.search import bands_map, peaks
 from cropreg.matching.settings import MatcherSettings
 
 BAND_PX = 9  # grain has no wider structure
@@ -49,7 +49,7 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
     but the grid of JPEG's blocks, or a pattern.
     """
     step = round(whole.step)
-    found = peaks(correlation_map(band_pass(whole.pixels, BAND_PX), band_pass(part.pixels, BAND_PX)), 2, apart_px=4)
+    found = peaks(bands_map(band_pass(whole.pixels, BAND_PX), band_pass(part.pixels, BAND_PX)), 2, apart_px=4)
     if not found or (len(found) > 1 and found[1][2] > s.grain_share * found[0][2]):
         return None
     (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
@@ -58,7 +58,7 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
     if x2 - x1 < w or y2 - y1 < h:
         return None
     pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), Plane(crop.full()), BAND_PX)
-    scores = correlation_map(band_pass(pair.original.pixels, BAND_PX), pair.target())
+    scores = bands_map(band_pass(pair.original.pixels, BAND_PX), pair.target())
     _, _, _, (dx, dy) = cv2.minMaxLoc(scores)
     fit = register(
         pair,
@@ -89,7 +89,7 @@ def same_grain(original: Plane, crop: Plane, place: Affine, s: MatcherSettings) 
             if x2 - x1 < side or y2 - y1 < side:
                 continue
             template = band_pass(crop.window(x, y, x + side, y + side).pixels.astype(np.float32), BAND_PX)
-            scores = correlation_map(band_pass(original.window(x1, y1, x2, y2).pixels.astype(np.float32), BAND_PX), template)
+            scores = bands_map(band_pass(original.window(x1, y1, x2, y2).pixels.astype(np.float32), BAND_PX), template)
             best = _clear_peak(peaks(scores, 2, apart_px=2), s)
             if best is not None:
                 wishes[x1 + best[0] - x, y1 + best[1] - y] += 1
@@ -104,7 +104,7 @@ def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
     None where it correlates nearly as well elsewhere.  Cost: 25 ms a megapixel.
     """
     (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
-    if w > full_w or h > full_h:
+    if w > full_w or h > full_h or min(w, h) < 2 * LEAST_WINDOW_PX:  # no two windows could agree
         return None
     tw, th = min(w, TEMPLATE_PX), min(h, TEMPLATE_PX)
     x, y = (w - tw) // 2, (h - th) // 2
@@ -113,7 +113,7 @@ def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
     for top in range(0, full_h - th + 1, BLOCK_PX):
         for left in range(0, full_w - tw + 1, BLOCK_PX):
             block = original.window(left, top, left + BLOCK_PX + tw - 1, top + BLOCK_PX + th - 1).pixels.astype(np.float32)
-            best = peaks(correlation_map(band_pass(block, BAND_PX), template), 2, apart_px=4)
+            best = peaks(bands_map(band_pass(block, BAND_PX), template), 2, apart_px=4)
             found += [(left + px, top + py, ncc) for px, py, ncc in best]
     found.sort(key=lambda peak: -peak[2])
     apart = [p for p in found[1:] if max(abs(p[0] - found[0][0]), abs(p[1] - found[0][1])) > 4]  # two blocks may see one peak

@@ -15,7 +15,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Pair, Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
-from cropreg.matching.search import correlation_map, peaks
+from cropreg.matching.search import bands_map, correlation_map, peaks
 from cropreg.matching.settings import MatcherSettings
 
 
@@ -50,7 +50,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
         here_x, here_y = (c / k for c in corner_xy)
         for banded in (False, True):
-            scores = correlation_map(*((band_pass(whole, s.band_px), band_pass(part, s.band_px)) if banded else (whole, part)))
+            scores = bands_map(band_pass(whole, s.band_px), band_pass(part, s.band_px)) if banded else correlation_map(whole, part)
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
             for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cropreg.matching.place import Affine, shifted, without_shear
 from cropreg.matching.plane import Plane, band_pass, deviation, from_between
 
+LEAST_DEVIATION = 0.02  # grey levels; what deviates less is even
 MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
 
 
@@ -35,6 +36,19 @@ def correlation_map(original: NDArray[np.float32], template: NDArray[np.float32]
     scores = cv2.matchTemplate(original, template, cv2.TM_CCOEFF_NORMED)
     scores[~np.isfinite(scores) | (np.abs(scores) > 1.001)] = 0.0  # windows without variance
     return scores
+
+
+def bands_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> NDArray[np.float32]:
+    """:func:`correlation_map` of band-passed pictures: half the cost where they are large, since windows of them have hardly a mean."""
+    assert template.shape[0] <= original.shape[0] and template.shape[1] <= original.shape[1]
+    h, w = template.shape
+    template = template - template.mean()
+    scores = cv2.matchTemplate(original, template, cv2.TM_CCORR)
+    squares = cv2.sqrBoxFilter(original, cv2.CV_32F, (w, h), normalize=False)
+    squares = squares[h // 2 : h // 2 + scores.shape[0], w // 2 : w // 2 + scores.shape[1]]
+    squares = cv2.sqrt(cv2.max(squares, LEAST_DEVIATION**2 * template.size))
+    length = max(float(cv2.norm(template)), LEAST_DEVIATION * template.size**0.5)
+    return np.asarray(cv2.divide(scores, squares, dst=scores, scale=1 / length), np.float32)
 
 
 def peaks(
@@ -90,8 +104,8 @@ def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[C
     whole, template = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
     corner = from_between(original, crop, shifted(0, 0))
     found: list[Candidate] = []
-    for a, b in ((whole, template), (band_pass(whole, band_px), band_pass(template, band_px))):
-        for x, y, ncc in peaks(correlation_map(a, b), count, apart_px=3):
+    for scores in (correlation_map(whole, template), bands_map(band_pass(whole, band_px), band_pass(template, band_px))):
+        for x, y, ncc in peaks(scores, count, apart_px=3):
             place = corner.copy()
             place[:, 2] += x * original.step_xy[0], y * original.step_xy[1]
             found.append(Candidate(place, ncc, original.step))
@@ -126,10 +140,12 @@ def _swept(
 
 
 def over_scales(
-    original: Plane, crop: Plane, lowest: float, highest: float, ratio: float, template_px: int, band_px: int, count: int
-) -> list[Candidate]:
+    original: Plane, crop: Plane, lowest: float, highest: float, *, ratio: float, template_px: int, band_px: int, count: int,
+    least_ncc: float,
+) -> list[Candidate]:  # fmt: skip
     """Candidates over a sweep of scales (crop pixels per original pixel), best first; for crops too small or too plain for features.
 
+    Those that correlate by less than ``least_ncc`` are none.
     Cost: one correlation of small pictures a scale.
     """
     found: list[Candidate] = []
@@ -146,8 +162,10 @@ def over_scales(
             continue
         linear = np.diag([template.step_xy[0] / whole.step_xy[0], template.step_xy[1] / whole.step_xy[1]]) / scale
         template_pixels, whole_pixels = template.pixels.astype(np.float32), whole.pixels.astype(np.float32)
-        scores = correlation_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
+        scores = bands_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
         for x, y, ncc in peaks(scores, 2, apart_px=3):
+            if ncc < least_ncc:
+                break
             matrix = np.hstack([linear, [[x], [y]]])
             found.append(Candidate(without_shear(from_between(whole, template, matrix), crop.center_xy), ncc, whole.step))
     found.sort(key=lambda c: -c.ncc)

@@ -39,7 +39,8 @@ class Settled:
 
     ``kept`` says that the crop was neither resized nor turned, so that the box is whole.  ``error_px`` is the predicted standard
     deviation of its edges in original pixels.  ``windows`` are the full-size windows that
-    could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere.
+    could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere, or tiles of the
+    planes where most have moved so far that no window had to be asked.
     ``unexplained`` is what neither the original nor the crop's own coding explains, about 1 for true crops; None where it was not asked.
     ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
     """
@@ -64,6 +65,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
     if unrest.calm and sure and not same_size and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
+    if unrest.median >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
+        return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
@@ -218,7 +221,7 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 
 @dataclass(frozen=True)
 class _Unrest:
-    """Whether all tiles lie still, the median of their displacements over their errors, and suspects.
+    """Whether all tiles lie still, how many could tell, the median of their displacements over their errors, and suspects.
 
     ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled; ``stretch_px`` the
     stretch of a resized crop that one scale does not tell, see :func:`common_stretch`.  ``suspects`` are the centres
@@ -226,6 +229,7 @@ class _Unrest:
     """
 
     calm: bool
+    tiles: int
     median: float
     drift_px: float
     stretch_px: NDArray[np.float64] | None
@@ -240,7 +244,7 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     small, large = displacements(found.pair, found.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0.0, np.inf, None, [])
+        return _Unrest(False, 0, 0.0, np.inf, None, [])
     stretch_px = None
     if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
         w, h = found.pair.grid.size_wh
@@ -268,4 +272,4 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
         suspects = []  # nothing clear enough to pay for full size
     weights = 1 / np.maximum(small.sigmas_px[corner], 1e-6) ** 2
     drift_px = float(np.abs(weights @ small.shifts_px[corner]).max() / weights.sum())
-    return _Unrest(calm and not suspects, median, drift_px, stretch_px, suspects)
+    return _Unrest(calm and not suspects, int(corner.sum()), median, drift_px, stretch_px, suspects)
