@@ -47,7 +47,14 @@ class Fit:
 
 
 def register(
-    pair: Pair, place: Affine, model: str, *, iterations: int, robust: bool = True, tolerance_px: float = 0.01, least_ncc: float = 0.02
+    pair: Pair,
+    place: Affine,
+    model: str,
+    *,
+    iterations: int,
+    robust: bool = True,
+    tolerance_px: float = 0.01,
+    least_ncc: float = 0.02,
 ) -> Fit:
     """Moves ``place`` within ``model`` until a step is shorter than ``tolerance_px`` plane pixels (its error is then a tenth of that).
 
@@ -130,7 +137,13 @@ def coarse_to_fine(
         last = level == levels[-1]
         steps = iterations if last else min(iterations, COARSE_ITERATIONS)
         next_fit = register(
-            pair_at(level), fit.place, model, iterations=steps, robust=last, tolerance_px=end_px if last else 0.1, least_ncc=least_ncc
+            pair_at(level),
+            fit.place,
+            model,
+            iterations=steps,
+            robust=last,
+            tolerance_px=end_px if last else 0.1,
+            least_ncc=least_ncc,
         )
         if next_fit.ncc <= least_ncc:
             return replace(fit, ncc=next_fit.ncc, converged=False)
@@ -187,7 +200,9 @@ def _stepped(matrix: Affine, delta: list[float], size_wh: tuple[int, int], model
         stretch_x = stretch_y = delta[2] / (w / 2)
         turn = delta[3] / (w / 2) if model == "similarity" else 0.0
     x, y = (w - 1) / 2, (h - 1) / 2
-    warp = np.array([[1 + stretch_x, -turn, delta[0] - stretch_x * x + turn * y], [turn, 1 + stretch_y, delta[1] - turn * x - stretch_y * y]])
+    warp = np.array(
+        [[1 + stretch_x, -turn, delta[0] - stretch_x * x + turn * y], [turn, 1 + stretch_y, delta[1] - turn * x - stretch_y * y]]
+    )
     return compose(matrix, invert(warp))
 
 

@@ -39,7 +39,8 @@ class MatcherSettings(Settings):
     iterations: int = Field(20, ge=1, description="Lucas-Kanade steps a level; 4 to 6 suffice when the start is within 2 px")
     num_features: int = Field(400, ge=50, description="ORB keypoints a picture; 300 to 700 find the same crops within 2 in 164")
     enlarged_scale: float = Field(
-        1.05, description="crop px per original px above which scales are swept only when no lower one fits: they cost as much as all others"
+        1.05,
+        description="crop px per original px above which scales are swept only when no lower one fits: they cost as much as all others",
     )
     sweep_ratio: float = Field(
         1.06, gt=1, description="step of the sweep of scales; a template of 40 px is off by 0.6 px at the most"

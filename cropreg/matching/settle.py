@@ -19,7 +19,7 @@ from cropreg.matching.fine import (
     register_windows,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, convinces, paired, plausible, refit
+from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
 from cropreg.matching.local import common_stretch, displacements
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
@@ -189,9 +189,9 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
         near = free is found or _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
         if (near and gain < s.free_gain) or (_is_near(free.place, s.kept_scale, s.kept_angle_deg) and gain < s.free_gain_exact):
             return shift, True
-    stretched = refit(free, free.place, "free", s)
-    if stretched.fit.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.fit.ncc):
-        return stretched, False
+    stretched = register(free.pair, free.place, "free", iterations=s.iterations)
+    if stretched.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.ncc):
+        return replace(free, fit=stretched, evidence=compare(free.pair, stretched.place, s)), False
     return free, False
 
 
