@@ -58,8 +58,9 @@ TIFF_COMPRESSIONS_OF_OPENCV = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 TIFF_COMPRESSIONS_BY_JPEG = (6, 7)
 TIFF_COMPRESSIONS = (*TIFF_COMPRESSIONS_OF_OPENCV, 34925, 50000)  # LZMA and Zstandard by Pillow
 
-# The places of a block, row by row, in the order in which a JPEG file stores them: along diagonals, every other one upwards.
+# The places of a block, row by row, in the order in which a JPEG file stores them: along diagonals, every other one upwards; and back.
 _ZIGZAG = sorted(range(64), key=lambda k: (k // 8 + k % 8, k // 8 if (k // 8 + k % 8) % 2 else k % 8))
+_FROM_ZIGZAG = np.argsort(_ZIGZAG)
 
 _FOREIGN = (  # what else turns up under a picture's name, by its first bytes
     (b"%PDF", "a PDF document"),
@@ -235,7 +236,7 @@ def _luma_steps(tables: bytes) -> tuple[int, ...]:
         wide, number = tables[at] >> 4, tables[at] & 15
         values = np.frombuffer(tables[at + 1 : at + 1 + 64 * (1 + wide)], ">u2" if wide else "u1")
         if number == 0 and len(values) == 64:
-            return tuple(int(values[_ZIGZAG.index(place)]) for place in range(64))
+            return tuple(values[_FROM_ZIGZAG].tolist())
         at += 1 + 64 * (1 + wide)
     return ()
 

@@ -192,9 +192,8 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
     for model, least_ncc in (("shift", s.least_ncc), ("similarity", s.closer_ncc)):
         if model == "shift" and not found.is_shift:
             continue
-        fit = coarse_to_fine(
-            pair_at, levels, found.place, model, iterations=s.iterations // (2 if model == "shift" else 1), least_ncc=least_ncc
-        )
+        iterations = s.iterations // 2 if model == "shift" else s.iterations  # one that takes longer is not there
+        fit = coarse_to_fine(pair_at, levels, found.place, model, iterations=iterations, least_ncc=least_ncc)
         if fit.ncc < least_ncc:
             return None
         if best is None or fit.ncc > best.ncc + 0.003:

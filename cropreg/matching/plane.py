@@ -6,6 +6,7 @@ Reduced decodes, pyramids and windows are all planes, so no stage does arithmeti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -155,7 +156,7 @@ class Pair:
         """How much of the crop's border is left out: smoothing has mirrored it there, where the original goes on."""
         return 0 if self.bands else min(EDGE_PX, min(self.crop.size_wh) // 20)
 
-    @property
+    @cached_property
     def grid(self) -> Plane:
         """The part of the crop's plane on whose pixels everything is compared."""
         if self.bands:
@@ -185,8 +186,15 @@ class Pair:
 
     def matrix(self, place: Affine) -> Affine:
         """The place as a map between pixel centres of the two planes."""
-        return between(self.original, self.grid, place)
+        outer, inner = self._ends
+        return compose(outer, compose(place, inner))
 
     def place(self, matrix: Affine) -> Affine:
         """The inverse of :meth:`matrix`."""
-        return from_between(self.original, self.grid, matrix)
+        outer, inner = self._ends
+        return compose(invert(outer), compose(matrix, invert(inner)))
+
+    @cached_property
+    def _ends(self) -> tuple[Affine, Affine]:
+        """From pixels of the original to pixel centres of its plane, and from those of the grid to pixels of the crop."""
+        return compose(_TO_CENTER, invert(self.original.to_full)), compose(self.grid.to_full, _TO_CORNER)

@@ -97,7 +97,7 @@ def register(
         slope = np.einsum("in,n->i", masked, residual.ravel()).astype(np.float64)
         if model == "free":
             _hold_aspect(hessian, slope, pair, matrix, residual)
-        delta = np.linalg.solve(hessian, slope).tolist()
+        delta = _solved(hessian, slope)
         matrix = _stepped(matrix, delta, (w, h), model)
         step_px = max(map(abs, delta))
         if (step_px < tolerance_px and (reweighted or not robust)) or step_px > max(w, h):
@@ -122,6 +122,16 @@ def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDAr
         hessian += weighted[:, piece] @ descent[:, piece].T
     hessian.flat[:: len(hessian) + 1] += 1e-9 * hessian.trace() + 1e-9
     return hessian
+
+
+def _solved(hessian: NDArray[np.float64], slope: NDArray[np.float64]) -> list[float]:
+    """What solves the normal equations; written out for a shift, which is asked most."""
+    if len(slope) > 2:
+        return np.linalg.solve(hessian, slope).tolist()
+    (a, b), (c, d) = hessian.tolist()
+    x, y = slope.tolist()
+    det = a * d - b * c
+    return [(d * x - b * y) / det, (a * y - c * x) / det]
 
 
 def coarse_to_fine(

@@ -42,7 +42,7 @@ def bands_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> N
     """:func:`correlation_map` of band-passed pictures: half the cost where they are large, since windows of them have hardly a mean."""
     assert template.shape[0] <= original.shape[0] and template.shape[1] <= original.shape[1]
     h, w = template.shape
-    template = template - template.mean()
+    template = template - np.float32(cv2.mean(template)[0])
     scores = cv2.matchTemplate(original, template, cv2.TM_CCORR)
     squares = cv2.sqrBoxFilter(original, cv2.CV_32F, (w, h), normalize=False)
     squares = squares[h // 2 : h // 2 + scores.shape[0], w // 2 : w // 2 + scores.shape[1]]
@@ -59,8 +59,7 @@ def peaks(
     Those within ``apart_px`` of ``but_near_xy`` are left out; the slope that leads up to that place is no maximum either.
     """
     if min(scores.shape) >= 3:
-        highest = cv2.dilate(scores, np.ones((3, 3), np.uint8))
-        left = np.where(scores >= highest, scores, np.float32(-1))
+        left = np.where(scores >= cv2.dilate(scores, None), scores, np.float32(-1))  # None: 3 x 3
     else:
         left = scores.copy()
     if but_near_xy is not None:
