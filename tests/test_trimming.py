@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cropreg import checkpoint, proportions
+from cropreg import checkpoint, proportions, storage
 from cropreg.boxes import denormalise
 from cropreg.checkpoint import Proportion
 from cropreg.dataset import CropDataset, around
@@ -222,3 +222,16 @@ def test_training_to_one_aspect_keeps_how_it_trims_and_resumes(
     resumed, _ = checkpoint.load(checkpoint.best_of(cut))
     for name, value in model.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.long
+def test_run_that_was_begun_without_trimming_goes_on_without(
+    tmp_path: Path, made_boxes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(weights="none", image_side=64, max_epochs=1, batch_size=32, num_workers=0, resume=True)
+    run = str(tmp_path / "run")
+    train.run(str(made_boxes), out=run, settings=settings)
+    monkeypatch.setattr(proportions, "learn", lambda boxes_norm, sizes_wh: FOUR_TO_THREE)
+    train.run(str(made_boxes), out=run, settings=settings.model_copy(update={"max_epochs": 2}))
+    _, info = checkpoint.load(storage.join(run, "checkpoints/last"))
+    assert info.epoch == 1 and info.proportion == FOUR_TO_THREE and info.architecture.trims_to is None

@@ -285,7 +285,8 @@ def _learn(
     last = storage.join(out, "checkpoints/last")
     begun = checkpoint.is_there(last)
     if begun:  # by a cropreg that trimmed nothing, perhaps
-        architecture = checkpoint.load_info(last).architecture
+        trims_to = checkpoint.load_info(last).architecture.trims_to
+        architecture = architecture.model_copy(update={"trims_to": trims_to})
     batches.train_data.untrimmed = architecture.trims_to is not None
     baselines = fit_baselines(labels.boxes_norm)
     core = CropRegressor(architecture, baselines["median_box"])
