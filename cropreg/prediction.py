@@ -25,7 +25,7 @@ from cropreg.strips import OUTWARD, REACH, cut_strips, extents_of, moved
 # disagree with the first one the model is unsure.
 LOOKS = (0.45, 0.75)
 _DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
-_FROM_OUTSIDE = (
+FROM_OUTSIDE = (
     0.02  # share of the side: seen from a little outside, the first border is the whole print's and no line in the photograph
 )
 _FIRST_OFF = 0.03  # share of the side by which any edge of a first look may be off: its spread hardly tells one edge from another
@@ -103,7 +103,7 @@ class Predictor:
             found, spread = held, np.hypot(spread, _DISAGREEMENT * np.abs(held - found))
         if self._network.edges is not None:
             if self._untrimmed:
-                found = in_order(np.clip(found + _FROM_OUTSIDE * OUTWARD, 0, 1))
+                found = in_order(np.clip(found + FROM_OUTSIDE * OUTWARD, 0, 1))
             found, spread = self._refined(pictures, found)
         if self.info.proportion is not None and self._untrimmed:
             found, spread = proportions.trimmed_to(found, spread, _sizes_wh(pictures), self.info.proportion)
