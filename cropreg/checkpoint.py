@@ -65,11 +65,14 @@ class Proportion(Settings):
         aspect: long side over short side.
         deviation: standard deviation of its natural logarithm.
         rows: labels it was learned from.
+        shares, turn: how untrimmed boxes are trimmed to it, see :class:`cropreg.trimming.Trimming`.
     """
 
     aspect: float = Field(ge=1)
     deviation: float = Field(gt=0)
     rows: int
+    shares: tuple[float, float] = (0.5, 0.5)
+    turn: float = 0.0
 
 
 class Calibration(Settings):

@@ -24,10 +24,11 @@ from cropreg.images import DEFAULT_MAX_PIXELS, decode_color, encode_jpeg
 from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
 from cropreg.splits import is_within
-from cropreg.strips import cut_strips, extents_of, jittered, offsets_between
+from cropreg.strips import OUTWARD, cut_strips, extents_of, jittered, offsets_between, widened
 
 _STRIPS, _NOISE, _TURN = 1, 2, 3  # tell the chance of strips, of noise and of turns from that of frames
 _WORST_JPEG, _BEST_JPEG = 20, 95
+_TRIMMED = 0.2  # share of a crop's side that may have been trimmed at either end
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the backbone's weights were trained with
 
 
@@ -108,6 +109,9 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         share: of the groups, as :func:`read_labels` takes it.
         cache: where proxies on an object store are kept on this machine; by default the user's own folder.
 
+    Attributes:
+        untrimmed: whether frames and strips are to show what was trimmed to one aspect, too.
+
     Raises:
         InputError: a row has no proxy, or its picture cannot be read any more.
     """
@@ -131,6 +135,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         cache: Cache | None = None,
     ) -> None:
         self._strips = strips
+        self.untrimmed = False
         self.labels = read_labels(dataset, split, share, seed)
         self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
         self._noise, self._turn = (noise, turn) if augment else (0.0, 0.0)
@@ -183,7 +188,9 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             if self._augment:
                 words = hashlib.sha256(f"{self._seed}/{int(self._epoch)}/{index}".encode()).digest()
                 torch.default_generator.manual_seed(int.from_bytes(words[:7], "big"))  # torch.manual_seed would seed the GPU's too
-                window = reframed_window(box, self._reframe, np.random.default_rng(list(words[7:15])))
+                window = reframed_window(
+                    around(box) if self.untrimmed else box, self._reframe, np.random.default_rng(list(words[7:15]))
+                )
                 pixels, window = cut_window(pixels, window)
                 box = into_window(box, window)
             height, width = pixels.shape[:2]
@@ -207,6 +214,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         true = self.labels.boxes_norm[index]
         rng = np.random.default_rng([self._seed, int(self._epoch), index, _STRIPS])
         box = jittered(true, rng)
+        if self.untrimmed:
+            box = widened(box, true, rng)
         strips = normalised_strips(cut_strips(pixels, box))
         strips = (
             strips * (1 + self._color * float(rng.normal())) + self._color * torch.from_numpy(rng.normal(size=(3, 1, 1))).float()
@@ -215,6 +224,12 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         strips = torch.where(mirrored, strips.flip(2), strips)
         extents = extents_of(box, (pixels.shape[1], pixels.shape[0]))
         return strips, torch.from_numpy(extents), torch.from_numpy(offsets_between(box, true)).float()
+
+
+def around(box_norm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What of the picture an untrimmed box about a crop's (4,) may be."""
+    grown = np.tile(box_norm[2:] - box_norm[:2], 2) * _TRIMMED
+    return np.clip(box_norm + grown * OUTWARD, 0, 1)
 
 
 def cut_window(pixels: NDArray[np.uint8], window_norm: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -25,7 +25,7 @@ from cropreg.checkpoint import Calibration, CheckpointInfo
 from cropreg.dataset import normalise
 from cropreg.errors import ClusterError, InputError, ModelError, UsageError
 from cropreg.model import KIND_CHANNELS, CropRegressor
-from cropreg.prediction import LOOKS, Network, Predictor
+from cropreg.prediction import FROM_OUTSIDE, LOOKS, Network, Predictor
 from cropreg.schema import SCHEMA_VERSION
 from cropreg.strips import ACROSS_PX, ALONG_PX, EXTENTS, REACH, cut_strips, extents_of
 
@@ -204,12 +204,21 @@ def _metadata(info: CheckpointInfo, difference: float) -> dict[str, str]:
         "proportion": ""
         if not info.proportion
         else f"all crops learned from have about the aspect {info.proportion.aspect:.4g} or its inverse (deviation of its logarithm "
-        f"{info.proportion.deviation:.2g}): cropreg moves boxes onto it, each edge by as much as it is unsure, after the first look and "
-        "after each second one",
+        f"{info.proportion.deviation:.2g}): " + _how_held(info.architecture.trims_to is not None),
         "max_difference": f"{difference:.3g}",
         "calibration": info.calibration.model_dump_json() if info.calibration else "",
         "checkpoint": info.model_dump_json(exclude={"calibration"}),
     }
+
+
+def _how_held(untrimmed: bool) -> str:
+    if untrimmed:
+        return (
+            f"what is found is the box before it was trimmed to that aspect; strips are first cut about edges {FROM_OUTSIDE:g} of the side "
+            "further out than the first look's, and trimming is done at the end: by the shares (left, top) in "
+            "checkpoint.proportion, to a lying box where the logarithm of its width over its height in px is above turn"
+        )
+    return "cropreg moves boxes onto it, each edge by as much as it is unsure, after the first look and after each second one"
 
 
 def _info_of(session: Any, uri: str) -> CheckpointInfo:

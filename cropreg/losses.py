@@ -7,6 +7,7 @@ from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from cropreg.edges import edge_loss, read
 from cropreg.settings import EdgeLoss, Overlap
+from cropreg.trimming import Trimming
 
 _LEAST = 1e-3  # no side of a box is taken for shorter: of one without area the complete IoU is no number
 
@@ -42,6 +43,33 @@ def crop_loss(
         return margin_weight * each
     losses = {"iou": _iou_loss, "giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
     return iou_weight * losses[overlap](to_boxes(read(said)[0]), _with_area(boxes_norm)) + margin_weight * each
+
+
+def untrimmed_crop_loss(
+    said: torch.Tensor,
+    boxes_norm: torch.Tensor,
+    overlap: Overlap,
+    iou_weight: float,
+    margin_weight: float,
+    edges: EdgeLoss,
+    seen: torch.Tensor,
+    trimming: Trimming,
+) -> torch.Tensor:
+    """Like :func:`crop_loss` where the untrimmed box is asked for: (N,).
+
+    Edges of an axis that is ``seen`` (N, 2) are the label's.  Of the other axis only where between its edges the crop lies is judged, and
+    that it does.
+    """
+    found, _ = read(said)
+    true_margins = torch.cat([boxes_norm[:, :2], 1 - boxes_norm[:, 2:]], dim=1)
+    inside, seen = found - true_margins, seen.repeat(1, 2)
+    slip = trimming.slip(inside)
+    told = true_margins + torch.where(seen, inside, torch.cat([slip, -slip], dim=1))
+    narrow = inside.unflatten(1, (2, 2)).mean(dim=1).relu().repeat(1, 2)
+    unseen = edge_loss(told, true_margins, "smooth-l1") + edge_loss(narrow, torch.zeros_like(narrow), "smooth-l1") / 2
+    each = torch.where(seen, edge_loss(said, true_margins, edges), unseen).mean(dim=1)
+    rest = crop_loss(told, boxes_norm, overlap, iou_weight, 0.0)
+    return rest + margin_weight * each
 
 
 def _with_area(boxes: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Architecture(Settings):
     image_side: int = Field(ge=64, le=1024)
     dropout: float = Field(0.2, ge=0, lt=1)
     refine: bool = False
+    trims_to: float | None = Field(None, ge=1)  # the second look says untrimmed boxes: crops are trimmed to this aspect
     scales: bool = False  # whether the first look says of each margin how unsure it is
 
     @property
@@ -66,7 +67,7 @@ class CropRegressor(nn.Module):
             self.head = MarginalHead(architecture)
         else:
             self.head = SpatialHead(architecture)
-        self.refiner = EdgeRefiner() if architecture.refine else None
+        self.refiner = EdgeRefiner(architecture.trims_to is not None) if architecture.refine else None
         with torch.no_grad():
             self.head.last.weight.zero_()
             self.head.last.bias.copy_(edges.first_bias(prior_margins, architecture.numbers))

@@ -19,12 +19,15 @@ from cropreg.dataset import cut_window, normalise, normalised_strips, squash
 from cropreg.images import decode_reduced, read_header
 from cropreg.images.streamed import decode_streamed, is_streamed
 from cropreg.model import CropRegressor
-from cropreg.strips import REACH, cut_strips, extents_of, moved
+from cropreg.strips import OUTWARD, REACH, cut_strips, extents_of, moved
 
 # How much of each predicted margin a second and third look cut away.  Looks nearer to the box see its edges larger, and where they
 # disagree with the first one the model is unsure.
 LOOKS = (0.45, 0.75)
 _DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
+FROM_OUTSIDE = (
+    0.02  # share of the side: seen from a little outside, the first border is the whole print's and no line in the photograph
+)
 _FIRST_OFF = 0.03  # share of the side by which any edge of a first look may be off: its spread hardly tells one edge from another
 
 
@@ -72,6 +75,7 @@ class Predictor:
 
     def __init__(self, model: CropRegressor | Network, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
         self.info = info
+        self._untrimmed = info.architecture.trims_to is not None  # what is found is trimmed to an aspect at the end
         self._network = _by_torch(model, torch.device(device)) if isinstance(model, torch.nn.Module) else model
 
     @classmethod
@@ -94,11 +98,16 @@ class Predictor:
             looks.append(self._look(pictures, windows)[:2])
         stacked, said = (np.stack(values) for values in zip(*looks, strict=True))  # (looks, N, 4) both
         found, spread = in_order(stacked.mean(axis=0)), np.hypot(stacked.std(axis=0), said.mean(axis=0))
-        if self.info.proportion is not None:
+        if self.info.proportion is not None and not self._untrimmed:
             held, _ = self._held(pictures, found, np.full_like(found, _FIRST_OFF))
             found, spread = held, np.hypot(spread, _DISAGREEMENT * np.abs(held - found))
         if self._network.edges is not None:
+            if self._untrimmed:
+                found = in_order(np.clip(found + FROM_OUTSIDE * OUTWARD, 0, 1))
             found, spread = self._refined(pictures, found)
+        if self.info.proportion is not None and self._untrimmed:
+            found, spread = proportions.trimmed_to(found, spread, _sizes_wh(pictures), self.info.proportion)
+            found = in_order(found)
         return Predictions(found, spread, unlike)
 
     def _refined(
@@ -119,10 +128,9 @@ class Predictor:
         self, pictures: Sequence[NDArray[np.uint8]], box: NDArray[np.float64], spread: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Boxes (N, 4) on the aspect that all training crops had, if they had one, and their spread (N, 4)."""
-        if self.info.proportion is None:
+        if self.info.proportion is None or self._untrimmed:
             return box, spread
-        sizes_wh = np.array([pixels.shape[1::-1] for pixels in pictures])
-        box, spread = proportions.held_to(box, spread, sizes_wh, self.info.proportion)
+        box, spread = proportions.held_to(box, spread, _sizes_wh(pictures), self.info.proportion)
         return in_order(np.clip(box, 0, 1)), spread
 
     def predict_all(self, pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Predictions:
@@ -158,6 +166,10 @@ class Predictor:
         seen = np.stack([window for _, window in cut])
         found = out_of_window(from_margins(np.clip(margins, 0, 1)), seen)
         return in_order(found), unsure * np.tile(seen[:, 2:] - seen[:, :2], 2), kind
+
+
+def _sizes_wh(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    return np.array([pixels.shape[1::-1] for pixels in pictures], np.int64)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 import cropreg
-from cropreg import checkpoint, storage
+from cropreg import checkpoint, proportions, storage
 from cropreg.checkpoint import CheckpointInfo
 from cropreg.errors import CropregError, OutputError
 from cropreg.logs import EVERY_S, Progress
@@ -172,6 +172,7 @@ class Recorder:
         info = self._info.model_copy(
             update={
                 "epoch": result.epoch,
+                "proportion": proportions.as_trained(self._info.proportion, self._learner.judged),
                 "metrics": {"val_loss": result.val_loss, "val_iou": result.val_iou, "val_bde": result.val_bde},
             }
         )

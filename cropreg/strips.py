@@ -64,6 +64,13 @@ def jittered(box_norm: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     return np.asarray(box_norm, np.float64) + off
 
 
+def widened(box_norm: NDArray[np.float64], true_norm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A jittered box (4,), mostly with two opposite edges further out, as an untrimmed box has; its strips still show the true edges."""
+    axis, out = rng.integers(3), rng.uniform(0, REACH)
+    wide = box_norm + out * OUTWARD * (np.arange(4) % 2 == axis)
+    return np.asarray(np.clip(wide, true_norm - 0.97 * REACH, true_norm + 0.97 * REACH), np.float64)
+
+
 def offsets_between(box_norm: NDArray[np.float64], true_norm: NDArray[np.float64]) -> NDArray[np.float64]:
     """How far (..., 4) the true edges lie inside those of ``box_norm``, in shares of ``REACH``: what a refiner learns to say."""
     return (np.asarray(box_norm) - np.asarray(true_norm)) * OUTWARD / REACH

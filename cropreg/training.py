@@ -17,11 +17,12 @@ from torchvision.ops import box_iou
 
 from cropreg.edges import read
 from cropreg.errors import ModelError
-from cropreg.losses import crop_loss, to_boxes
+from cropreg.losses import crop_loss, to_boxes, untrimmed_crop_loss
 from cropreg.model import CropRegressor
-from cropreg.refiner import refine_loss
+from cropreg.refiner import refine_loss, untrimmed_loss
 from cropreg.settings import TrainSettings
 from cropreg.strips import REACH
+from cropreg.trimming import lying_share, trimmed
 
 Batch = Sequence[torch.Tensor]
 """Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), their extents
@@ -259,11 +260,17 @@ def train_one_epoch(
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
             looks = [part.to(device, non_blocking=True) for part in more[:2]]
             said, logits = model(images, *looks) if more else (model(images), None)
-        weights = settings.iou_weight, settings.margin_weight
-        losses = crop_loss(said.float(), boxes_norm, settings.overlap, *weights, settings.edges)
-        if logits is not None:
-            assert learner.core.refiner is not None
-            losses = losses + refine_loss(learner.core.refiner, logits.float(), more[2].to(device, non_blocking=True))
+        how = settings.overlap, settings.iou_weight, settings.margin_weight
+        if logits is None:
+            losses = crop_loss(said.float(), boxes_norm, *how, settings.edges)
+        else:
+            refiner, offsets = learner.core.refiner, more[2].to(device, non_blocking=True)
+            assert refiner is not None
+            if refiner.trimming is None:
+                losses = crop_loss(said.float(), boxes_norm, *how, settings.edges) + refine_loss(refiner, logits.float(), offsets)
+            else:
+                second, seen = untrimmed_loss(refiner, logits.float(), offsets, looks[1])
+                losses = second + untrimmed_crop_loss(said.float(), boxes_norm, *how, settings.edges, seen, refiner.trimming)
         # Processes' gradients are averaged with equal weight, whether their shares of the step are equal or not.
         loss = losses.mean() * (len(images) * world / batches.rows_of(step))
         optimizer.zero_grad(set_to_none=True)
@@ -325,6 +332,9 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
             inward, _ = refiner.read(refiner(strips.to(device), extents.to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
+            if refiner.trimming is not None:
+                boxes = _trimmed(model, boxes, extents)
+                margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1)
             # Of the answer: the first look is a means.
             loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
         iou = box_iou(boxes, boxes_norm).diagonal()
@@ -333,6 +343,16 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
     _sum_over_processes(sums)
     loss_sum, iou_sum, bde_sum, rows = sums.tolist()
     return Validation(loss_sum / rows, iou_sum / rows, bde_sum / rows, int(rows))
+
+
+def _trimmed(model: CropRegressor, boxes: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
+    """The crops of untrimmed boxes (N, 4) about which strips of these extents (N, 4, EXTENTS) were cut."""
+    assert model.architecture.trims_to is not None and model.refiner is not None and model.refiner.trimming is not None
+    trimming, sides = model.refiner.trimming, extents[:, :2, 2].exp().double().cpu().numpy()  # as far as a strip reaches
+    untrimmed = boxes.double().cpu().numpy()
+    lying = lying_share(untrimmed, sides, trimming.turn.item()) > 0.5
+    left, top = trimming.shares.tolist()
+    return torch.from_numpy(trimmed(untrimmed, sides, model.architecture.trims_to, lying, (left, top))).to(boxes)
 
 
 def _sum_over_processes(sums: torch.Tensor) -> None:

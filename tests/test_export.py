@@ -34,6 +34,7 @@ SIDE = 64
 
 LOOKS: dict[str, dict[str, Any]] = {
     "two looks": {"refine": True},
+    "two looks at untrimmed boxes": {"refine": True, "trims_to": 4 / 3},
     "one look with scales": {"scales": True},
     "one look, distribution": {"head": "distribution"},
 }
@@ -71,7 +72,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         std=(0.229, 0.224, 0.225),
         prior_margins=(0.2, 0.15, 0.25, 0.1),
         baselines={},
-        proportion=None if model.refiner is not None else Proportion(aspect=4 / 3, deviation=0.02, rows=60),
+        proportion=None if request.param == LOOKS["two looks"] else Proportion(aspect=4 / 3, deviation=0.02, rows=60, turn=-0.02),
         epoch=0,
         metrics={},
         calibration=fit(truth, np.abs(rng.normal(0, 0.01, truth.shape)), truth[::-1]).model_copy(update=kinds),

@@ -60,6 +60,7 @@ PLACES = [
     Place("dataset", heavy=("cv2", "pyarrow", *TORCH)),
     Place("loading", heavy=TORCH),
     # 4 model
+    Place("trimming", heavy=TORCH),
     Place("refiner", heavy=TORCH),
     Place("edges", heavy=TORCH),
     Place("model", heavy=(*TORCH, "safetensors")),

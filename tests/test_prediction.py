@@ -30,6 +30,7 @@ from cropreg.prediction import Predictor, read_small
 from cropreg.schema import PREDICTIONS, read_predictions
 from cropreg.settings import PredictSettings
 from cropreg.storage import local
+from cropreg.trimming import lying_share, trimmed
 
 pytestmark = pytest.mark.long
 
@@ -532,3 +533,16 @@ def test_boxes_are_held_to_the_aspect_that_all_training_crops_had(predictor: Pre
     inside = (held.boxes_norm.min(axis=1) > 0) & (held.boxes_norm.max(axis=1) < 1)
     assert inside.any() and np.abs(np.abs(np.log2(sides[inside, 0] / sides[inside, 1])) - 1).max() < 0.01
     assert (held.spread.mean(axis=1) > free.spread.mean(axis=1)).all(), "a box that had to be moved is less sure"
+
+
+def test_untrimmed_boxes_are_trimmed_to_the_aspect_once_they_are_found(predictor: Predictor) -> None:
+    pictures = [framed_print(seed)[0] for seed in range(6)]
+    sizes = np.array([picture.shape[1::-1] for picture in pictures])
+    free = predictor.predict(pictures)
+    aspect = Proportion(aspect=2.0, deviation=0.001, rows=100, shares=(0.0, 1.0))
+    trims = predictor.info.architecture.model_copy(update={"trims_to": 2.0})
+    info = predictor.info.model_copy(update={"proportion": aspect, "architecture": trims})
+    found = Predictor(predictor._network, info).predict(pictures).boxes_norm
+    lying = lying_share(free.boxes_norm, sizes, 0.0) > 0.5
+    assert np.allclose(found, trimmed(free.boxes_norm, sizes, 2.0, lying, (0.0, 1.0)))
+    assert not np.allclose(found, free.boxes_norm)

@@ -18,11 +18,14 @@ from torch import nn
 from cropreg import checkpoint, runs
 from cropreg.errors import ModelError
 from cropreg.loading import Loaders, Steps
+from cropreg.losses import untrimmed_crop_loss
 from cropreg.model import Architecture, CropRegressor
 from cropreg.pipelines import train
 from cropreg.pipelines.train import synchronised
+from cropreg.refiner import untrimmed_loss
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
+from cropreg.strips import ACROSS_PX, ALONG_PX, extents_of
 from cropreg.training import EpochResult, Learner, fit, validate
 
 SETTINGS = TrainSettings(
@@ -153,6 +156,28 @@ def test_first_process_alone_records_the_run_and_it_can_be_used(made_boxes: Path
     assert len(list((run / "tensorboard").iterdir())) == 1
     _, info = checkpoint.load(str(run / "checkpoints/best"))
     assert info.calibration is not None and info.epoch in (0, 1)
+
+
+def trimming_slopes(rank: int, world: int) -> list[float]:
+    """How a process would change the way it trims after a step over its own strips: what it has of all processes' gradients."""
+    torch.manual_seed(0)
+    core = CropRegressor(Architecture(image_side=64, refine=True, trims_to=4 / 3), (0.1, 0.1, 0.1, 0.1))
+    torch.manual_seed(rank)
+    extents = torch.from_numpy(np.stack([extents_of(np.array([0.2, 0.2, 0.8, 0.7]), (640, 480))] * 2))
+    model = nn.parallel.DistributedDataParallel(core)
+    said, logits = model(torch.randn(2, 3, 64, 64), torch.randn(2, 4, 3, ALONG_PX, ACROSS_PX), extents)
+    assert core.refiner is not None and core.refiner.trimming is not None
+    losses, seen = untrimmed_loss(core.refiner, logits, 0.5 * torch.randn(2, 4), extents)
+    boxes = torch.tensor([[0.2, 0.2, 0.8, 0.7]] * 2)
+    first = untrimmed_crop_loss(said, boxes, "giou", 1.0, 5.0, "smooth-l1", seen, core.refiner.trimming)
+    (losses + first).mean().backward()
+    return [float(slope) for value in core.refiner.trimming.parameters() for slope in value.grad.flatten()]
+
+
+@pytest.mark.long
+def test_processes_learn_together_how_to_trim(tmp_path: Path) -> None:
+    slopes = over(2, tmp_path, trimming_slopes)
+    assert slopes[0] == slopes[1] and all(slopes[0]), "though it is used outside of what the wrapper sees"
 
 
 @pytest.mark.parametrize("rows", [7, 10, 11, 41, 412])

@@ -276,14 +276,20 @@ def _learn(
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = Loaders(dataset, settings, device, rank, world, share)
+    labels = batches.train_data.labels
+    proportion = proportions.learn(labels.boxes_norm, labels.sizes_wh)
     architecture = Architecture(
         head=settings.head, image_side=settings.image_side, dropout=settings.dropout, refine=settings.refine,
-        scales=settings.edges == "laplace",
+        scales=settings.edges == "laplace", trims_to=proportion.aspect if proportion and settings.refine else None,
     )  # fmt: skip
-    baselines = fit_baselines(batches.train_data.labels.boxes_norm)
-    core = CropRegressor(architecture, baselines["median_box"])
     last = storage.join(out, "checkpoints/last")
     begun = checkpoint.is_there(last)
+    if begun:  # by a cropreg that trimmed nothing, perhaps
+        trims_to = checkpoint.load_info(last).architecture.trims_to
+        architecture = architecture.model_copy(update={"trims_to": trims_to})
+    batches.train_data.untrimmed = architecture.trims_to is not None
+    baselines = fit_baselines(labels.boxes_norm)
+    core = CropRegressor(architecture, baselines["median_box"])
     if not begun:
         load_backbone(core, settings.weights)
     core = synchronised(core, device, world).to(device).to(memory_format=torch.channels_last)
@@ -303,7 +309,7 @@ def _learn(
         std=STD,
         prior_margins=baselines["median_box"],
         baselines=baselines,
-        proportion=proportions.learn(batches.train_data.labels.boxes_norm, batches.train_data.labels.sizes_wh),
+        proportion=proportion,
         epoch=-1,
         metrics={},
     )
