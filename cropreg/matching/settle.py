@@ -25,7 +25,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.register import register
-from cropreg.matching.residual import unexplained
+from cropreg.matching.residual import coarser_steps, unexplained
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import quantile
 
@@ -109,6 +109,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     steps, left_over = crop.rounding_steps, None
     if steps is not None and (same_size or moved):
         left_over = unexplained(full_o, full_c, place, steps)
+        if left_over is not None and left_over >= s.most_unexplained and (earlier := coarser_steps(full_c, steps)) is not None:
+            left_over = unexplained(full_o, full_c, place, earlier)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
 
 

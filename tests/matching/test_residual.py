@@ -11,7 +11,7 @@ from cropreg.matching import place as places
 from cropreg.matching.find import find
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Plane
-from cropreg.matching.residual import unexplained
+from cropreg.matching.residual import coarser_steps, unexplained
 
 from .conftest import Pixels, decoded, encode, scene
 
@@ -143,6 +143,44 @@ def test_what_moved_in_one_part_was_edited_or_another_exposure(noise, verdict):
     frame[500:700, 706:906] = frame[500:700, 700:900]
     later = np.clip(frame + np.random.default_rng(8).normal(0, noise, frame.shape), 0, 255).astype(np.uint8)
     assert find(original, encode(later[60:1160, 100:1700], quality=95)).verdict == verdict
+
+
+SAVED_TWICE = [(75, "PNG", 0), (90, "PNG", 0), (85, "JPEG", 95), (80, "JPEG", 90)]
+
+
+def saved_twice(part: NDArray[np.float32], first_quality: int, kind: str, quality: int) -> bytes:
+    return crop_file(decoded(crop_file(part, quality=first_quality)).astype(np.float32), kind, quality)
+
+
+@pytest.mark.parametrize(("first_quality", "kind", "quality"), SAVED_TWICE)
+def test_a_crop_that_was_saved_twice_is_explained_by_its_first_file(first, second, first_quality, kind, quality):
+    part = straightened(first, 1.3)
+    assert find(encode(first, "PNG"), saved_twice(part, first_quality, kind, quality)).verdict == "found"
+    assert find(encode(second, "PNG"), saved_twice(part, first_quality, kind, quality)).verdict != "found"
+
+
+@pytest.mark.parametrize(("first_quality", "kind", "quality"), SAVED_TWICE)
+def test_steps_of_an_earlier_file_are_those_it_had(first, first_quality, kind, quality):
+    part = straightened(first, 1.3)
+    once, twice = (
+        Picture(data, "crop") for data in (crop_file(part, quality=first_quality), saved_twice(part, first_quality, kind, quality))
+    )
+    assert once.rounding_steps is not None and twice.rounding_steps is not None
+    found = coarser_steps(Plane(twice.full()), twice.rounding_steps)
+    assert found is not None
+    told = np.isfinite(found) & (found > twice.rounding_steps)
+    assert told.sum() >= 8 and (np.abs(found - once.rounding_steps)[told] <= 1).mean() > 0.9
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("PNG", 0), ("JPEG", 60), ("JPEG", 95)])
+def test_a_file_that_was_saved_once_has_no_earlier_steps(first, kind, quality):
+    picture = Picture(crop_file(straightened(first, 1.3), kind, quality), "crop")
+    assert picture.rounding_steps is not None and coarser_steps(Plane(picture.full()), picture.rounding_steps) is None
+
+
+def test_an_earlier_grid_that_lies_elsewhere_is_not_taken_for_one(first):
+    shifted = decoded(crop_file(straightened(first, 1.3), quality=75))[3:, 5:].astype(np.float32)
+    assert coarser_steps(Plane(Picture(crop_file(shifted, "PNG"), "crop").full()), np.zeros((8, 8))) is None
 
 
 def test_an_object_painted_over_makes_no_other_scan_of_it(first):
