@@ -24,6 +24,7 @@ KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
 SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
+ROUNDED = 2  # grey levels by which the channels of a black and white picture may differ
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -162,6 +163,32 @@ class Picture:
             self._full = self._source()
         return self._full
 
+    def colours(self) -> list[Plane]:
+        """The two planes of colour (Cr, Cb), of JPEGs at half size; none where only grey pixels are at hand.  Cost: a decode."""
+        reduced = self._in_colour()
+        if reduced is None:
+            return []
+        step, (x, y) = float(reduced.factor), reduced.shift_xy
+        _, *planes = cv2.split(cv2.cvtColor(reduced.pixels, cv2.COLOR_RGB2YCrCb))
+        return [Plane(np.asarray(pixels, np.uint8), (step, step), (float(x), float(y))) for pixels in planes]
+
+    @property
+    def is_colourless(self) -> bool:
+        """Whether it is known to be black and white.  Cost: a decode."""
+        reduced = self._in_colour()
+        if reduced is None:
+            return False
+        red, green, blue = cv2.split(reduced.pixels)
+        return max(cv2.norm(red, green, cv2.NORM_INF), cv2.norm(green, blue, cv2.NORM_INF)) <= ROUNDED
+
+    def _in_colour(self) -> images.Reduced | None:
+        if self._color is not None:
+            return images.Reduced(self._color, 1, (0, 0))
+        factor = (
+            2 if self.header.format in REDUCIBLE else 1
+        )  # a JPEG's colours are mostly no finer; other files are decoded whole anyway
+        return images.decode_reduced(self._data, self.name, factor, grey=False, header=self.header) if self._data else None
+
     def _decoded(self) -> NDArray[np.uint8]:
         if self._with_proxy and self.factor == 1:
             self._color = images.decode_color(self._data, self.name, header=self.header, max_pixels=self._max_pixels)
@@ -176,7 +203,7 @@ class Picture:
         if self._with_proxy or self.header.progressive or self.factor == 1 or max(crop_wh) >= SMALL_CROP_LONG_SIDE_PX:
             return self
         if self._whole is None:
-            self._whole = Picture(b"", self.name)
+            self._whole = Picture(self._data, self.name)
             self._whole.header, self._whole._source, self._whole._decodes_whole = self.header, self.full, True
         return self._whole
 

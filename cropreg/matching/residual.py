@@ -8,6 +8,8 @@ transform what the original lets expect, and round it to the steps of the crop's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from cropreg.matching import place as places
 from cropreg.matching.follow import around
 from cropreg.matching.place import Affine, compose, shifted
-from cropreg.matching.plane import Plane, between
+from cropreg.matching.plane import Plane, between, warped
 from cropreg.matching.verify import quantile
 
 BLOCK = 8  # of JPEG
@@ -45,7 +47,9 @@ _COSINES = np.cos(np.outer(np.arange(BLOCK), 2 * np.arange(BLOCK) + 1) * np.pi /
 _COSINES[0] /= np.sqrt(2)  # the orthonormal DCT-II that JPEG uses (ITU-T T.81, A.3.3)
 
 
-def unexplained(original: Plane, crop: Plane, place: Affine, steps: NDArray[np.float64]) -> float | None:
+def unexplained(
+    original: Plane, crop: Plane, place: Affine, steps: NDArray[np.float64], colours: Sequence[Plane] = ()
+) -> float | None:
     """The energy of what the original does not explain of the crop, over what the crop's own file explains; about 1 for true crops.
 
     In each of four windows that are not clipped the crop is regressed on the original, sampled by several kernels and shifted by a
@@ -54,6 +58,7 @@ def unexplained(original: Plane, crop: Plane, place: Affine, steps: NDArray[np.f
     Args:
         original, crop: full-size planes.
         place: of the crop.
+        colours: more planes of the original, at any resolution, of which the crop's tones may be mixed.
         steps: (8, 8) quantisation steps of the crop's file, nought where nothing was rounded away, infinite where everything was.
 
     Returns:
@@ -67,7 +72,7 @@ def unexplained(original: Plane, crop: Plane, place: Affine, steps: NDArray[np.f
         window = crop.window(left, top, left + size, top + size)
         if _clipped(window.pixels):
             continue
-        expected = _expected(original, window, compose(place, shifted(left, top)))
+        expected = _expected(original, window, compose(place, shifted(left, top)), colours)
         if expected is None:
             continue
         lost = _coefficients(expected)
@@ -134,7 +139,7 @@ def _corners(size_wh: tuple[int, int], size: int) -> list[tuple[int, int]]:
     return list(corners)
 
 
-def _expected(original: Plane, window: Plane, place: Affine) -> NDArray[np.float32] | None:
+def _expected(original: Plane, window: Plane, place: Affine, colours: Sequence[Plane]) -> NDArray[np.float32] | None:
     """What the original lets expect in a window of the crop (size, size); None if that is clipped."""
     size = window.size_wh[0]
     wider = compose(place, shifted(-PAD_PX, -PAD_PX))
@@ -161,7 +166,9 @@ def _expected(original: Plane, window: Plane, place: Affine) -> NDArray[np.float
     blurred = [cv2.GaussianBlur(sampled[-1], (0, 0), sigma)[inside, inside] for sigma in BLURS_PX]
     y, x = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
     curves = [tone * x, tone * y, tone**2, tone**3, x, y]
-    known = np.stack([np.ravel(values) for values in (*neighbours, *blurred, *curves)]).astype(np.float32)
+    mixed = [warped(plane, between(plane, Plane(window.pixels), place), window.size_wh) for plane in colours]
+    mixed += [tone * values for values in mixed]
+    known = np.stack([np.ravel(values) for values in (*neighbours, *blurred, *curves, *mixed)]).astype(np.float32)
     known -= known.mean(1, keepdims=True)
     known /= np.sqrt((known**2).mean(1, keepdims=True)) + 1e-3
     target = window.pixels.astype(np.float32).ravel()

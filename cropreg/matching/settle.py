@@ -108,10 +108,20 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
     if steps is not None and (same_size or moved):
-        left_over = unexplained(full_o, full_c, place, steps)
-        if left_over is not None and left_over >= s.most_unexplained and (earlier := coarser_steps(full_c, steps)) is not None:
-            left_over = unexplained(full_o, full_c, place, earlier)
+        left_over = _unexplained(original, crop, place, steps, s)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
+
+
+def _unexplained(original: Picture, crop: Picture, place: Affine, steps: NDArray[np.float64], s: MatcherSettings) -> float | None:
+    """:func:`unexplained`; where that is too much, whether the crop was saved twice, or made black and white, is looked at, too."""
+    full_o, full_c = Plane(original.full()), Plane(crop.full())
+    left_over = unexplained(full_o, full_c, place, steps)
+    if left_over is None or left_over < s.most_unexplained:
+        return left_over
+    earlier = coarser_steps(full_c, steps)
+    steps = steps if earlier is None else earlier
+    colours = original.colours() if crop.is_colourless else []
+    return unexplained(full_o, full_c, place, steps, colours)
 
 
 def _error_px(found: Found, kept: bool) -> float:

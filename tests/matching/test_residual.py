@@ -183,6 +183,21 @@ def test_an_earlier_grid_that_lies_elsewhere_is_not_taken_for_one(first):
     assert coarser_steps(Plane(Picture(crop_file(shifted, "PNG"), "crop").full()), np.zeros((8, 8))) is None
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_crop_made_black_and_white_by_weights_of_its_own_is_explained_by_the_colours(first, second, kind):
+    mixed = np.repeat((straightened(first, 1.3) @ np.float32([0.2, 0.5, 0.3]))[..., None], 3, 2)
+    assert find(encode(first, "PNG"), crop_file(mixed, kind)).verdict == "found"
+    assert find(encode(second, "PNG"), crop_file(mixed, kind)).verdict != "found"
+
+
+def test_a_pictures_colours_are_at_hand_for_small_crops_too(original, pixels):
+    for picture in (Picture(original, "a").for_crop((300, 200)), Picture.of_pixels(pixels, "a")):
+        red, blue = picture.colours()
+        assert not picture.is_colourless and red.size_wh == blue.size_wh and red.center_xy == pytest.approx((906, 605), abs=1)
+    assert Picture(encode(np.full((64, 64, 3), 99, np.uint8)), "a").is_colourless
+    assert Picture.of_pixels(pixels[..., 0], "a").colours() == []
+
+
 def test_an_object_painted_over_makes_no_other_scan_of_it(first):
     part = straightened(first, 1.3)
     part[20:90, 30:110] = 200
