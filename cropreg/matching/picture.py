@@ -184,9 +184,7 @@ class Picture:
     def _in_colour(self) -> images.Reduced | None:
         if self._color is not None:
             return images.Reduced(self._color, 1, (0, 0))
-        factor = (
-            2 if self.header.format in REDUCIBLE else 1
-        )  # a JPEG's colours are mostly no finer; other files are decoded whole anyway
+        factor = 2 if self.header.format in REDUCIBLE else 1  # a JPEG's colours are mostly no finer, other files are decoded whole
         return images.decode_reduced(self._data, self.name, factor, grey=False, header=self.header) if self._data else None
 
     def _decoded(self) -> NDArray[np.uint8]:

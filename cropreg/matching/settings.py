@@ -102,7 +102,7 @@ class MatcherSettings(Settings):
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     shift_ncc: float = Field(0.5, description="the same at coarse levels for a crop that was only cut out; right ones reach 0.8")
     first_followed: int = Field(
-        3, ge=1, description="candidates judged before the others are followed; the right one was among them for 33 of 36 crops"
+        3, ge=1, description="candidates judged before the others are followed; the right one was among them for 30 of 33 crops"
     )
     sweep_peaks: int = Field(
         16, description="candidates followed after the sweep of scales; the right one was among them in 44 of 49 tiny crops"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cropreg.boxes import Box
-from cropreg.matching.find import find
+from cropreg.matching.find import find, find_in
 from cropreg.matching.frame import inside_frame
 from cropreg.matching.picture import Picture
-from cropreg.matching.search import correlation_map
+from cropreg.matching.plane import band_pass
+from cropreg.matching.search import bands_map, correlation_map
 
 from .conftest import decoded, encode, scene
 
@@ -58,6 +59,17 @@ def test_two_equal_places_are_ambiguous():
     assert match.gap < 0.01
 
 
+def test_a_frame_whose_parts_have_all_moved_far_is_told_without_full_decodes(original, pixels):
+    h, w = pixels.shape[:2]
+    wave = cv2.resize(np.random.default_rng(4).normal(0, 9, (7, 7)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    later = cv2.remap(pixels, x + wave, y - wave, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    whole, part = Picture(original, "original"), Picture(encode(later[100:1100, 200:1700]), "crop")
+    match = find_in(whole, part)
+    assert match.verdict == "no_match" and match.reason is not None and "neighbouring frame" in match.reason
+    assert whole.finest_step == part.finest_step == 8.0
+
+
 @pytest.mark.parametrize("tone", [0, 117, 255])
 def test_a_blank_crop_is_flat_though_its_correlation_is_1_everywhere(original, tone):
     match = find(original, encode(np.full((400, 600, 3), tone, np.uint8)))
@@ -65,14 +77,28 @@ def test_a_blank_crop_is_flat_though_its_correlation_is_1_everywhere(original, t
     assert match.reason.endswith("it fits anywhere.")
 
 
-def test_a_flat_template_correlates_with_nothing():
+@pytest.mark.parametrize("correlation", [correlation_map, bands_map])
+def test_a_flat_template_correlates_with_nothing(correlation):
     picture = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
-    assert correlation_map(picture, np.full((10, 10), 7, np.float32)).max() == 0.0
+    assert correlation(picture, np.full((10, 10), 7, np.float32)).max() == 0.0
 
 
-def test_a_template_larger_than_the_picture_is_refused_not_swapped():
+@pytest.mark.parametrize("correlation", [correlation_map, bands_map])
+def test_a_template_larger_than_the_picture_is_refused_not_swapped(correlation):
     with pytest.raises(AssertionError):
-        correlation_map(np.zeros((10, 10), np.float32), np.ones((20, 20), np.float32))
+        correlation(np.zeros((10, 10), np.float32), np.ones((20, 20), np.float32))
+
+
+@pytest.mark.parametrize("size_wh", [(20, 16), (21, 17), (90, 64)])
+def test_band_passed_pictures_correlate_alike_without_their_means(size_wh):
+    w, h = size_wh
+    rng = np.random.default_rng(1)
+    picture = band_pass(cv2.GaussianBlur(rng.normal(100, 40, (120, 180)).astype(np.float32), (0, 0), 1.5), 15)
+    template = picture[30 : 30 + h, 50 : 50 + w] + rng.normal(0, 1, (h, w)).astype(np.float32)
+    full, quick = correlation_map(picture, template), bands_map(picture, template)
+    assert quick.shape == full.shape and np.abs(full - quick).max() < 0.03
+    assert np.unravel_index(quick.argmax(), quick.shape) == (30, 50)
+    assert quick.max() <= 1.0001
 
 
 def test_a_crop_that_is_far_larger_than_its_original_asks_whether_the_folders_are_swapped(original):

@@ -16,7 +16,7 @@ from cropreg.matching import place as places
 from cropreg.matching.local import displacements
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.progressive import first_scan
-from cropreg.matching.register import register
+from cropreg.matching.register import PATIENCE, register
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import verify
 
@@ -49,6 +49,18 @@ def test_registration_leads_back_to_the_place_and_predicts_its_error(pair, model
 def test_registration_gives_up_where_nothing_agrees(pair):
     fit = register(pair, places.shifted(10, 10), "shift", iterations=20)
     assert fit.ncc < 0.5
+
+
+def test_registration_loses_patience_where_little_agrees_but_not_where_it_starts_far_off(pair, monkeypatch):
+    steps: list[object] = []
+    moved = Pair.moved
+    monkeypatch.setattr(Pair, "moved", lambda self, matrix: steps.append(matrix) or moved(self, matrix))
+    far = places.shifted(130, 100)
+    register(pair, far, "shift", iterations=20)
+    patient = len(steps)
+    assert register(pair, far, "shift", iterations=20, least_ncc=0.99).ncc < 0.2
+    assert len(steps) - patient == PATIENCE + 1 < patient
+    assert register(pair, places.shifted(123, 100), "shift", iterations=20, least_ncc=0.5).converged
 
 
 def test_verification_tells_the_place_from_its_surroundings(pair):
