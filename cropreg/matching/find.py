@@ -97,7 +97,12 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     elsewhere = rivals(original, crop, found, s)
     best, tied = tell_apart(original, crop, found, elsewhere.places, s)
     if best is not found:
-        found, kept = kept_or_free(original, crop, best, s)
+        first, (found, kept) = found, kept_or_free(original, crop, best, s)
+        if tied:  # perhaps only because it had the scale and turn of the first one
+            near_px = original.search_plane.step
+            others = [p for p in (first.place, *elsewhere.places) if places.distance_px(p, best.place, crop.size_wh) > near_px]
+            again, tied = tell_apart(original, crop, found, others, s)
+            tied = tied or again is not found
     settled = settle(original, crop, found, kept, s)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:

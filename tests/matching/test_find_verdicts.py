@@ -59,6 +59,13 @@ def test_two_equal_places_are_ambiguous():
     assert match.gap < 0.01
 
 
+@pytest.mark.parametrize("scale", [0.9, 0.45])
+def test_two_equal_places_are_ambiguous_for_a_resized_crop_too(resize, scale):
+    original = encode(np.tile(scene(4, 420, 300), (4, 4, 1)), "PNG")
+    match = find(original, encode(resize(decoded(original)[100:700, 150:990], scale), quality=90))
+    assert match.verdict == "ambiguous"
+
+
 def test_a_frame_whose_parts_have_all_moved_far_is_told_without_full_decodes(original, pixels):
     h, w = pixels.shape[:2]
     wave = cv2.resize(np.random.default_rng(4).normal(0, 9, (7, 7)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
