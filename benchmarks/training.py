@@ -152,7 +152,7 @@ def bare(model: CropRegressor, optimizer: torch.optim.Optimizer, batches: Given,
     model.train()
     for images, boxes_norm, _, strips, extents, offsets in batches.batches:
         said, logits = model(images.to(memory_format=torch.channels_last), strips, extents)
-        losses = crop_loss(said, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
+        losses = crop_loss(said, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight, settings.edges)
         loss = (losses + refine_loss(model.refiner, logits, offsets)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -164,7 +164,9 @@ def step(rounds: int, size: int, side: int, steps: int) -> None:
     """The same steps by our loop and by the bare one, in turns."""
     settings = TrainSettings(image_side=side, batch_size=size)
     torch.manual_seed(0)
-    core = CropRegressor(Architecture(image_side=side, refine=True), PRIOR).to(memory_format=torch.channels_last)
+    core = CropRegressor(Architecture(head=settings.head, image_side=side, refine=True), PRIOR).to(
+        memory_format=torch.channels_last
+    )
     other = copy.deepcopy(core)
     learner, batches = Learner(core, core, settings, None), Given(steps, size, side)
     optimizer = torch.optim.AdamW(other.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -196,7 +198,7 @@ def train_some(uri: str, steps: int) -> None:
     began_s = time.monotonic()
     batches = Loaders(BoxDataset.open(uri), settings, torch.device("cpu"), 0, 1)
     set_up_s = time.monotonic() - began_s
-    core = CropRegressor(Architecture(image_side=64, refine=True), PRIOR).to(memory_format=torch.channels_last)
+    core = CropRegressor(Architecture(head=settings.head, image_side=64, refine=True), PRIOR).to(memory_format=torch.channels_last)
 
     def stop(epoch: int, done: int, of: int) -> None:
         if done == steps:
