@@ -25,9 +25,7 @@ from cropreg.strips import OUTWARD, REACH, cut_strips, extents_of, moved
 # disagree with the first one the model is unsure.
 LOOKS = (0.45, 0.75)
 _DISAGREEMENT = 0.1  # how much of the distance between first and second look counts as doubt
-FROM_OUTSIDE = (
-    0.02  # share of the side: seen from a little outside, the first border is the whole print's and no line in the photograph
-)
+FROM_OUTSIDE = 0.02  # share of the side: from a little outside, the first border is the whole print's and no line in the photograph
 _FIRST_OFF = 0.03  # share of the side by which any edge of a first look may be off: its spread hardly tells one edge from another
 
 

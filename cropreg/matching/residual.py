@@ -58,8 +58,8 @@ def unexplained(
     Args:
         original, crop: full-size planes.
         place: of the crop.
-        colours: more planes of the original, at any resolution, of which the crop's tones may be mixed.
         steps: (8, 8) quantisation steps of the crop's file, nought where nothing was rounded away, infinite where everything was.
+        colours: more planes of the original, at any resolution, of which the crop's tones may be mixed.
 
     Returns:
         None if the crop is too small, or clipped everywhere.  Cost: 4 ms.
