@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
+from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
@@ -92,6 +94,21 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
             return framed
     if found is None or not passes(found, s):
         return _not_found(blank, original, crop, lowest, s)
+    match, certain = _settled(blank, original, crop, found, s)
+    mirages = [found.place]
+    while not certain and len(mirages) <= s.most_mirages:
+        found = search(original, crop, lowest, s, mirages)
+        if found is None or not passes(found, s):
+            break
+        again, certain = _settled(blank, original, crop, found, s)
+        if again.verdict == "found":
+            return again
+        mirages.append(found.place)
+    return match
+
+
+def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Match, bool]:
+    """The verdict on the place that was found, and whether there is no need to look for another one."""
     # First of all, for as a mere shift a crop turned by little fits elsewhere about as well.
     found, kept = kept_or_free(original, crop, found, s)
     elsewhere = rivals(original, crop, found, s)
@@ -106,8 +123,9 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     settled = settle(original, crop, found, kept, s)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:
-        return _by_grain(blank, original, crop, s) or match
-    return match
+        match = _by_grain(blank, original, crop, s) or match
+    certain = match.verdict == "found" or (kept and match.verdict != "doubtful")
+    return match, certain or not settled.is_mirage(s.window_rest)
 
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
@@ -156,8 +174,10 @@ def _by_grain(blank: Match, original: Picture, crop: Picture, s: MatcherSettings
     return answer(blank, crop.size_wh, settled, rivals(original, crop, found, s), False, s)
 
 
-def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
-    """The best place at the same scale, or by features if that does not convince."""
+def quick_search(
+    original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings, but: Sequence[Affine] = ()
+) -> Found | None:
+    """The best place at the same scale, or by features if that does not convince; the places ``but`` are left out."""
     found: Found | None = None
     likely: list[Candidate] = []
     others: list[Candidate] = []
@@ -166,24 +186,24 @@ def quick_search(original: Picture, crop: Picture, lowest_scale: float, s: Match
         # The place of a crop that was only cut out is the first peak, or next to it; lower ones wait until features have failed.
         likely = [c for c in candidates if c.ncc >= max(s.clear_ncc, candidates[0].ncc - s.close_ncc)] or candidates[:1]
         others = candidates[len(likely) :]
-        found = follow(original, crop, likely, "shift", "ncc", s)
+        found = follow(original, crop, likely, "shift", "ncc", s, but)
     if found is None or not convinces(found, s):
         candidates = by_features(
             original.keypoints(s.features_long_side_px, s.num_features), crop.keypoints(s.features_long_side_px, s.num_features),
             scale_range=(0.9 * lowest_scale, s.highest_scale), max_angle_deg=s.max_angle_deg, count=2,
         )  # fmt: skip
-        found = better(found, follow(original, crop, candidates, "similarity", "features", s))
+        found = better(found, follow(original, crop, candidates, "similarity", "features", s, but))
     if not plausible(found, s):  # turned or resized by little, and without corners: the peak is near the place, but no shift fits
-        found = better(found, follow(original, crop, likely[:2], "similarity", "ncc", s))
+        found = better(found, follow(original, crop, likely[:2], "similarity", "ncc", s, but))
     if not plausible(found, s):
-        found = better(found, follow(original, crop, others, "shift", "ncc", s))
+        found = better(found, follow(original, crop, others, "shift", "ncc", s, but))
     return found
 
 
-def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings) -> Found | None:
-    """The best place any search comes up with, cheap searches first; None if there is not even a bad one."""
+def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSettings, but: Sequence[Affine] = ()) -> Found | None:
+    """The best place any search comes up with, cheap searches first; None if there is not even a bad one beside ``but``."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
-    found = quick_search(original, crop, lowest_scale, s)
+    found = quick_search(original, crop, lowest_scale, s, but)
     if plausible(found, s):
         return found
     faint = _texture(crop, s) < s.faint_texture
@@ -196,7 +216,7 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
                 original.search_plane, crop.search_plane, lowest, highest, ratio=s.sweep_ratio, template_px=s.sweep_template_px,
                 band_px=s.sweep_band_px, count=s.sweep_peaks, least_ncc=s.least_ncc,
             )  # fmt: skip
-            found = better(found, follow(original, crop, candidates, "scale", "ncc", s))
+            found = better(found, follow(original, crop, candidates, "scale", "ncc", s, but))
     if finer and not faint and not plausible(found, s):
         found = _finer(original, crop, found, s)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from cropreg.matching.plane import Pair, Plane, band_pass, warped
 from cropreg.matching.register import register
 
 STILL_PX = 0.02  # plane px; a shorter step moves nothing any more
+UPRIGHT_DEG = 0.3  # of a turn less than this, the square whose mean is taken away stays what it is
 FIRST_LOOK = 6  # steps: from where the planes put it, a window needs 3 or 4
 
 
@@ -92,18 +94,23 @@ def register_windows(
     scale = places.scale(place)
     step = max(1.0, 1 / scale)  # original pixels per working pixel: the coarser of both
     reach = max(1, round(reach_px / step))
+    edge = band_px // 2 if abs(places.angle_deg(place)) < UPRIGHT_DEG else 0  # what a pair band-passed before the warp leaves out
+    margin, (w, h) = math.ceil(edge * step * scale), crop.size_wh
     result = []
     for x1, y1, x2, y2 in rectangles:
         corners = places.apply(place, np.array([[x1, y1], [x2, y1], [x1, y2], [x2, y2]], np.float64))
-        low = np.floor(corners.min(0) - reach_px - 4 * step).astype(int).clip(0)
-        high = np.minimum(np.ceil(corners.max(0) + reach_px + 4 * step).astype(int), original.size_wh)
+        low = np.floor(corners.min(0) - reach_px - (4 + edge) * step).astype(int).clip(0)
+        high = np.minimum(np.ceil(corners.max(0) + reach_px + (4 + edge) * step).astype(int), original.size_wh)
         if (high - low).min() < 8 * step:
             continue
         part_o = original.window(*low, *high).resampled(step).smoothed(smooth_px)
-        part_c = crop.window(x1, y1, x2, y2).resampled(step * scale).smoothed(smooth_px)
-        if min(part_c.size_wh) < 12:
+        part_c = crop.window(max(0, x1 - margin), max(0, y1 - margin), min(w, x2 + margin), min(h, y2 + margin))
+        part_c = part_c.resampled(step * scale).smoothed(smooth_px)
+        if min(part_c.size_wh) < 12 + 2 * edge:
             continue
-        pair = Pair(part_o, part_c, band_px)
+        pair = Pair(part_o, part_c, band_px, mirrored=False)
+        if edge:
+            pair = Pair.banded(part_o, part_c, part_o.band_passed(band_px), part_c.band_passed(band_px), band_px)
         # Not robustly: a window of which a part is painted over is outvoted by the other windows.
         look = partial(register, pair, model="shift", robust=False, tolerance_px=STILL_PX)
         fit = look(place, iterations=min(iterations, FIRST_LOOK))
@@ -122,7 +129,8 @@ def _nearby(pair: Pair, place: Affine, reach: int) -> Affine:
     w, h = pair.grid.size_wh
     matrix = pair.matrix(place)
     wider = places.compose(matrix, places.shifted(-reach, -reach))
-    around = band_pass(warped(pair.original, wider, (w + 2 * reach, h + 2 * reach)), pair.band_px)
+    wide_wh = w + 2 * reach, h + 2 * reach
+    around = warped(pair.bands[0], wider, wide_wh) if pair.bands else band_pass(warped(pair.original, wider, wide_wh), pair.band_px)
     scores = cv2.matchTemplate(around, pair.target(), cv2.TM_CCOEFF_NORMED)
     _, _, _, (x, y) = cv2.minMaxLoc(scores)
     return pair.place(places.compose(matrix, places.shifted(x - reach, y - reach)))

@@ -18,6 +18,9 @@ from cropreg.matching.search import Candidate
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import Evidence, verify
 
+SAME_PLACE = 0.02  # of the crop's long side: what lies nearer is the same place, looked at closer
+SAME_STEP = 0.02  # relative difference of two resolutions up to which the mean of a square is that of the same square
+
 
 @dataclass(frozen=True)
 class Found:
@@ -81,13 +84,14 @@ def as_a_whole(found: Found, s: MatcherSettings) -> bool:
 
 
 def paired(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings) -> Pair:
-    """The planes of two pictures at ``step`` original pixels per pixel, under a scale; band-passed before where it was kept."""
+    """The planes of two pictures at ``step`` original pixels per pixel, under a scale; of large crops band-passed before."""
     planes = original.smooth(step, s.smooth_px), crop.smooth(step * scale, s.smooth_px)
-    same = scale == 1.0 and planes[0].step_xy == planes[1].step_xy
-    if same and min(planes[1].size_wh) >= 4 * s.band_px:
-        bands = original.band(step, s.smooth_px, s.band_px), crop.band(step, s.smooth_px, s.band_px)
-        return Pair.banded(*planes, *bands, s.band_px)
-    return Pair(*planes, s.band_px)
+    kept = scale == 1.0
+    alike = planes[0].step_xy == planes[1].step_xy if kept else abs(planes[1].step / (planes[0].step * scale) - 1) < SAME_STEP
+    if alike and min(planes[1].size_wh) >= 4 * s.band_px:
+        bands = original.band(step, s.smooth_px, s.band_px), crop.band(step * scale, s.smooth_px, s.band_px)
+        return Pair.banded(*planes, *bands, s.band_px, mirrored=kept)
+    return Pair(*planes, s.band_px, mirrored=kept)
 
 
 def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings, level: int) -> Pair:
@@ -110,9 +114,15 @@ def _levels(ratio: float, model: str) -> Sequence[int]:
 
 
 def follow(
-    original: Picture, crop: Picture, candidates: list[Candidate], model: str, method: str, s: MatcherSettings
+    original: Picture,
+    crop: Picture,
+    candidates: list[Candidate],
+    model: str,
+    method: str,
+    s: MatcherSettings,
+    but: Sequence[Affine] = (),
 ) -> Found | None:
-    """Registers and verifies candidates until one convinces; the best of them.
+    """Registers and verifies candidates until one convinces; the best of them that does not lie at one of the places ``but``.
 
     Each starts at about the resolution it was found at, where a step is cheap, and is dropped as soon as the pictures do not look alike.
     The first few are judged before the others are followed at all.
@@ -123,7 +133,7 @@ def follow(
         small: list[Found] = []
         for candidate in batch:
             found = _registered(original, crop, candidate, seen, model, method, s)
-            if found is None:
+            if found is None or _is_at(found, but, crop.size_wh):
                 continue
             if found.pair.step > 1.5 and _is_small(found, model, s):
                 small.append(found)
@@ -134,10 +144,20 @@ def follow(
         # Too small to be judged: the most promising are looked at again, at more resolution.
         for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
             nearer = closer(original, crop, found, s)
+            if nearer is None or _is_at(nearer, but, crop.size_wh):
+                continue
             best = better(best, nearer)
-            if nearer is not None and convinces(nearer, s):
+            if convinces(nearer, s):
                 return best
     return best
+
+
+def _is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:
+    """Whether it lies at one of some places that were looked at closer, by which they may have moved a little."""
+    return any(
+        places.distance_px(found.place, place, crop_wh) < SAME_PLACE * max(crop_wh) / places.scale(place) + found.pair.step
+        for place in known
+    )
 
 
 def _registered(
@@ -185,7 +205,10 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
         if level not in pairs:
             step = wanted * 2.0**level
             planes = part.resampled(step).smoothed(s.smooth_px), whole.resampled(step * scale).smoothed(s.smooth_px)
-            pairs[level] = Pair(*planes, s.band_px)
+            pairs[level] = Pair(*planes, s.band_px, mirrored=found.is_shift)
+            if not found.is_shift and min(planes[1].size_wh) >= 4 * s.band_px:
+                bands = planes[0].band_passed(s.band_px), planes[1].band_passed(s.band_px)
+                pairs[level] = Pair.banded(*planes, *bands, s.band_px, mirrored=False)
         return pairs[level]
 
     best: Fit | None = None

@@ -13,7 +13,7 @@ from cropreg.matching import place as places
 from cropreg.matching.follow import Found, compare, paired, refit
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
-from cropreg.matching.plane import Pair, Plane, band_pass, between
+from cropreg.matching.plane import Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
 from cropreg.matching.search import bands_map, correlation_map, peaks
 from cropreg.matching.settings import MatcherSettings
@@ -50,7 +50,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
         here_x, here_y = (c / k for c in corner_xy)
         for banded in (False, True):
-            scores = bands_map(band_pass(whole, s.band_px), band_pass(part, s.band_px)) if banded else correlation_map(whole, part)
+            scores = bands_map(band_pass(whole, s.band_px), found.pair.band(part)) if banded else correlation_map(whole, part)
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
             for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
@@ -126,7 +126,7 @@ def _registered(
         return []
     original, crop = found.pair.original, found.pair.crop
     factors = [2**i for i in range(math.ceil(math.log2(factor + 1)) - 1, 0, -1) if min(crop.size_wh) >= 12 * 2**i]
-    pairs = [Pair(original.reduced(i), crop.reduced(i), s.band_px) for i in factors] + [found.pair]  # coarse to fine
+    pairs = [found.pair.reduced(i) for i in factors] + [found.pair]  # coarse to fine
     own_rest = _rest(register(pairs[0], found.place, "shift", iterations=3, robust=False).ncc)
     result: list[tuple[float, Affine]] = []
     for _, move_x, move_y in starts:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine, shifted, without_shear
-from cropreg.matching.plane import Plane, band_pass, deviation, from_between
+from cropreg.matching.plane import Plane, band_pass, band_pass_part, deviation, from_between
 
 LEAST_DEVIATION = 0.02  # grey levels; what deviates less is even
 MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
@@ -161,7 +161,7 @@ def over_scales(
             continue
         linear = np.diag([template.step_xy[0] / whole.step_xy[0], template.step_xy[1] / whole.step_xy[1]]) / scale
         template_pixels, whole_pixels = template.pixels.astype(np.float32), whole.pixels.astype(np.float32)
-        scores = bands_map(band_pass(whole_pixels, band_px), band_pass(template_pixels, band_px))
+        scores = bands_map(band_pass(whole_pixels, band_px), band_pass_part(template_pixels, band_px))
         for x, y, ncc in peaks(scores, 2, apart_px=3):
             if ncc < least_ncc:
                 break

@@ -107,6 +107,9 @@ class MatcherSettings(Settings):
     sweep_peaks: int = Field(
         16, description="candidates followed after the sweep of scales; the right one was among them in 44 of 49 tiny crops"
     )
+    most_mirages: int = Field(
+        2, ge=0, description="places given up for the next best since full-size windows saw something else there"
+    )
     rival_share: float = Field(0.8, description="share of the place's own correlation that makes another peak a rival")
     rival_apart_px: int = Field(2, description="plane px; nearer peaks are the place itself")
     rival_gap: float = Field(0.02, description="plain NCC below the place's own, within which another peak is a rival, too")
@@ -116,6 +119,11 @@ class MatcherSettings(Settings):
         description="unexplained share added to both at the scale of the search, where a rival's grid lies off by half a pixel",
     )
     rival_ratio: float = Field(1.6, gt=1, description="a rival's squared rest over the place's, below which both fit equally well")
+    telling_rest: float = Field(
+        0.5,
+        gt=0,
+        description="unexplained share of a full-size window at its best place, above which it does not choose between places",
+    )
     least_gap: float = Field(-0.01, description="a place whose plain NCC is exceeded elsewhere by more is not to be trusted")
     repeat_px: int = Field(32, ge=8, description="plane px; side of the part that is compared with its own surroundings")
     repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")

@@ -55,6 +55,11 @@ class Settled:
     unexplained: float | None = None
     same_grain: bool = False
 
+    def is_mirage(self, most_rest: float) -> bool:
+        """Whether most of the full-size windows see something else there, and not the same thing moved."""
+        agreeing = sum(window.rest < most_rest for window in self.windows or [])
+        return self.moved <= 1 and 2 * agreeing < self.tried
+
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
     """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it."""
@@ -140,22 +145,28 @@ def _windows_error_px(windows: list[Window], start: Affine, place: Affine, resiz
 
 
 def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
-    """The best of a place and its rivals at full size, and whether another fits as well there.  Cost: the full decode, if any rivals."""
+    """The best of a place and its rivals at full size, and whether another fits as well there.  Cost: the full decode, if any rivals.
+
+    Windows that no place explains, as those of a sky, are not asked.
+    """
     if not rivals:
         return found, False
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
     candidates = [found.place, *rivals]
-    rests = []
-    for place in candidates:
+    rests = np.ones((len(candidates), len(rectangles)))
+    for row, place in zip(rests, candidates, strict=True):
         windows = register_windows(
             full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
             iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, clear_ncc=s.sure_median, most_sigma_px=np.inf,
         )  # fmt: skip
-        rests.append((sum(w.rest for w in windows) + len(rectangles) - len(windows)) / len(rectangles) + 0.002)
-    best = int(np.argmin(rests))
-    tied = sorted(rests)[1] < s.rival_ratio * rests[best]
+        of_center = {tuple(w.center_xy): w.rest for w in windows}
+        row[:] = [of_center.get(((x1 + x2) / 2, (y1 + y2) / 2), 1.0) for x1, y1, x2, y2 in rectangles]
+    telling = rests.min(0) < s.telling_rest
+    means = rests[:, telling if telling.any() else slice(None)].mean(1) + 0.002
+    best = int(np.argmin(means))
+    tied = bool(np.sort(means)[1] < s.rival_ratio * means[best])
     if best == 0:
         return found, tied
     return refit(replace(found, pair=_whole_pair(original, crop, found, s)), candidates[best], "shift", s), tied
@@ -178,10 +189,10 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     if shift:
         pair, as_it_is = found.pair, shift.fit.ncc
         if min(pair.crop.size_wh) >= s.ask_coarse_px:
-            if pair.bands:
+            if pair.bands and pair.original.size_wh == original.search_plane.size_wh:
                 pair = paired(original, crop, 2 * pair.step, 1.0, s)
             else:
-                pair = Pair(pair.original.reduced(2), pair.crop.reduced(2), s.band_px)
+                pair = pair.reduced(2)
             as_it_is = register(pair, start, "shift", iterations=1, robust=False).ncc
         asked = register(pair, start, "similarity", iterations=s.iterations, robust=False, tolerance_px=0.05)
         if _rest(as_it_is) < s.free_gain * _rest(asked.ncc):

@@ -36,6 +36,26 @@ def scene(seed: int, width: int = 1813, height: int = 1211) -> Pixels:
     return pixels
 
 
+def hazy_shore(seed: int, width: int = 1600, height: int = 1000) -> Pixels:
+    """A picture (H, W, 3) that is nearly all sky, and a strip of land in haze."""
+    rng = np.random.default_rng([seed, 43])
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    sky = 90 + 120 * y / height + 15 * np.sin(2 * x / width + seed)
+    hills = 0.82 * height + 260 * cv2.GaussianBlur(rng.normal(0, 1, (1, width)), (0, 0), 30)
+    land = cv2.GaussianBlur(np.where((y > hills) & (y < 0.88 * height), 1.0, 0.0), (0, 0), 1.0)
+    texture = cv2.GaussianBlur(rng.normal(0, 1, (height, width)), (0, 0), 6)
+    picture = sky * (1 - 0.12 * land) + 3 * land * texture / texture.std() + rng.normal(0, 0.5, (height, width))
+    return np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, 2)
+
+
+def vignetted(pixels: Pixels) -> Pixels:
+    """The same with darker corners and brighter shadows, as editors make them."""
+    h, w = pixels.shape[:2]
+    from_middle = np.hypot(*np.meshgrid(np.linspace(-1, 1, w), np.linspace(-1, 1, h)))
+    dark = pixels * (1 - 0.42 * np.minimum(from_middle, 1.5) ** 2)[..., None]
+    return np.asarray(255 * (dark / 255) ** 0.85, np.uint8)
+
+
 def encode(pixels: Pixels, kind: str = "JPEG", **options: Any) -> bytes:
     """The bytes of a file."""
     if kind == "JPEG":

@@ -12,7 +12,7 @@ from PIL import Image
 from cropreg.boxes import Box
 from cropreg.matching.find import Match, Picture, find, find_in
 
-from .conftest import decoded, encode, scene
+from .conftest import decoded, encode, hazy_shore, scene, vignetted
 
 pytestmark = pytest.mark.long
 
@@ -99,6 +99,14 @@ def test_edits_of_tone_leave_the_box_alone(original, pixels):
     for name, edited in edits.items():
         data = encode(np.asarray(np.clip(edited, 0, 1) * 255, np.uint8))
         assert find(original, data).box == BOX, name
+
+
+@pytest.mark.parametrize(("seed", "scale"), [(1, 0.65), (3, 0.38), (5, 0.34), (1, 1.0)])
+def test_a_vignette_over_a_sky_hides_neither_scale_nor_place_of_the_little_that_is_below_it(resize, seed, scale):
+    shore = hazy_shore(seed)
+    crop = shore[200:960, 180:1080]
+    match = find(encode(shore), encode(vignetted(resize(crop, scale) if scale < 1 else crop), quality=88))
+    assert edges_off(match, Box(180.0, 200.0, 1080.0, 960.0)) * scale < 1
 
 
 def test_painted_objects_and_date_stamps_leave_the_box_alone(original, pixels):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
+from cropreg import boxes
 from cropreg.boxes import Box
+from cropreg.matching import find as finding
+from cropreg.matching import place as places
 from cropreg.matching.find import find, find_in
 from cropreg.matching.frame import inside_frame
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import band_pass
 from cropreg.matching.search import bands_map, correlation_map
+from cropreg.matching.settings import MatcherSettings
 
 from .conftest import decoded, encode, scene
 
@@ -64,6 +70,26 @@ def test_two_equal_places_are_ambiguous_for_a_resized_crop_too(resize, scale):
     original = encode(np.tile(scene(4, 420, 300), (4, 4, 1)), "PNG")
     match = find(original, encode(resize(decoded(original)[100:700, 150:990], scale), quality=90))
     assert match.verdict == "ambiguous"
+
+
+def test_a_place_where_full_size_windows_see_something_else_is_given_up_for_the_next_best(original, pixels, resize, monkeypatch):
+    search, asked = finding.search, []
+
+    def misled(*args):  # the first time, as a shore misleads that is the same all along
+        asked.append(args[4:])
+        found = search(*args)
+        if len(asked) > 1:
+            return found
+        turned_over = places.compose(found.place, np.array([[-1.0, 0, 700], [0, -1.0, 560]]))
+        return replace(found, fit=replace(found.fit, place=turned_over), evidence=replace(found.evidence, tiles=3))
+
+    monkeypatch.setattr(finding, "search", misled)
+    crop = encode(resize(pixels[200:1000, 300:1300], 0.7))
+    assert find(original, crop, MatcherSettings(most_mirages=0)).verdict != "found" and len(asked) == 1
+    asked.clear()
+    match = find(original, crop)
+    assert match.verdict == "found" and match.box is not None and boxes.iou(list(match.box), [300, 200, 1300, 1000]) > 0.998
+    assert len(asked) == 2 and len(asked[1][0]) == 1
 
 
 def test_a_frame_whose_parts_have_all_moved_far_is_told_without_full_decodes(original, pixels):

@@ -13,8 +13,12 @@ from PIL import Image
 from cropreg.boxes import Box
 from cropreg.images import decode_reduced
 from cropreg.matching import place as places
+from cropreg.matching import settle
+from cropreg.matching.fine import Window
+from cropreg.matching.follow import Found
 from cropreg.matching.local import displacements
-from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.picture import Picture
+from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.register import PATIENCE, register
 from cropreg.matching.settings import MatcherSettings
@@ -30,6 +34,23 @@ def test_the_settings_need_neither_opencv_nor_numpy():
 
 def test_every_setting_tells_its_reason():
     assert all(field.description for field in MatcherSettings.model_fields.values())
+
+
+@pytest.mark.parametrize("size_wh", [(6, 9), (40, 31), (300, 211)])
+def test_a_slope_of_tone_has_no_edge_where_a_part_was_cut_out_of_it(size_wh):
+    x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in size_wh))
+    slope = 3 * x - 2 * y + 20
+    assert np.abs(band_pass_part(slope, 5)).max() < 1e-3
+    assert np.abs(band_pass(slope, 5)).max() > 1
+
+
+def test_small_parts_are_band_passed_like_large_ones():
+    picture = np.random.default_rng(5).normal(120, 20, (90, 400)).astype(np.float32)
+    middle = np.s_[20:70, 100:140]
+    inner = np.s_[7:-7, 7:-7]
+    assert np.allclose(band_pass_part(picture[middle], 15)[inner], band_pass_part(picture, 15)[middle][inner], atol=1e-3)
+    wide, narrow = np.tile(picture[:40, :40], (1, 10)), picture[:40, :40]  # beyond the borders at the top both go on alike
+    assert np.allclose(band_pass_part(wide, 15)[:, 20:21], band_pass_part(narrow, 15)[:, 20:21], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +106,24 @@ def test_tiles_of_an_object_that_moved_tell_by_how_much():
     inner = found.shifts_px[6:8, 7:9]  # rows and columns of 32 px well inside the object
     assert np.allclose(inner[..., 0], -1, atol=0.25)
     assert still[:4].max() < 0.02
+
+
+@pytest.mark.parametrize(("elsewhere", "tied"), [(0.9, False), (0.03, True)])
+def test_windows_of_a_sky_do_not_choose_between_two_places(pair, monkeypatch, elsewhere, tied):
+    found = Found(register(pair, places.shifted(120, 100), "shift", iterations=1), None, "ncc", pair)
+    other = places.shifted(40, 100)
+
+    def windows(original, crop, place, *, rectangles, **_):
+        rests = [0.90, 0.02] if place is found.place else [0.98, elsewhere]
+        return [
+            Window(np.array([(x1 + x2) / 2, (y1 + y2) / 2]), np.zeros(2), 0.01, rests[y2 > 160], pair)
+            for x1, y1, x2, y2 in rectangles
+        ]
+
+    monkeypatch.setattr(settle, "register_windows", windows)
+    monkeypatch.setattr(settle, "choose_windows", lambda *_: [(x, y, x + 80, y + 80) for y in (0, 80, 160) for x in (0, 80, 160)])
+    pictures = [Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop)]
+    assert settle.tell_apart(*pictures, found, [other], MatcherSettings()) == (found, tied)
 
 
 def test_the_first_scan_of_a_progressive_file_shows_the_same_reduced_picture():
