@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, Plane, band_pass, warped
+from cropreg.matching.plane import Pair, Plane, warped
 from cropreg.matching.register import register
 
 STILL_PX = 0.02  # plane px; a shorter step moves nothing any more
-UPRIGHT_DEG = 0.3  # of a turn less than this, the square whose mean is taken away stays what it is
 FIRST_LOOK = 6  # steps: from where the planes put it, a window needs 3 or 4
 
 
@@ -94,7 +93,7 @@ def register_windows(
     scale = places.scale(place)
     step = max(1.0, 1 / scale)  # original pixels per working pixel: the coarser of both
     reach = max(1, round(reach_px / step))
-    edge = band_px // 2 if abs(places.angle_deg(place)) < UPRIGHT_DEG else 0  # what a pair band-passed before the warp leaves out
+    edge = band_px // 2  # what a pair band-passed before the warp leaves out
     margin, (w, h) = math.ceil(edge * step * scale), crop.size_wh
     result = []
     for x1, y1, x2, y2 in rectangles:
@@ -108,9 +107,7 @@ def register_windows(
         part_c = part_c.resampled(step * scale).smoothed(smooth_px)
         if min(part_c.size_wh) < 12 + 2 * edge:
             continue
-        pair = Pair(part_o, part_c, band_px, mirrored=False)
-        if edge:
-            pair = Pair.banded(part_o, part_c, part_o.band_passed(band_px), part_c.band_passed(band_px), band_px)
+        pair = Pair.banded(part_o, part_c, part_o.band_passed(band_px), part_c.band_passed(band_px), band_px)
         # Not robustly: a window of which a part is painted over is outvoted by the other windows.
         look = partial(register, pair, model="shift", robust=False, tolerance_px=STILL_PX)
         fit = look(place, iterations=min(iterations, FIRST_LOOK))
@@ -126,11 +123,11 @@ def register_windows(
 
 def _nearby(pair: Pair, place: Affine, reach: int) -> Affine:
     """The place moved by whole plane pixels, at most ``reach`` each way, to where the band-passed crop correlates best."""
+    assert pair.bands, "windows are band-passed before the warp"
     w, h = pair.grid.size_wh
     matrix = pair.matrix(place)
     wider = places.compose(matrix, places.shifted(-reach, -reach))
-    wide_wh = w + 2 * reach, h + 2 * reach
-    around = warped(pair.bands[0], wider, wide_wh) if pair.bands else band_pass(warped(pair.original, wider, wide_wh), pair.band_px)
+    around = warped(pair.bands[0], wider, (w + 2 * reach, h + 2 * reach))
     scores = cv2.matchTemplate(around, pair.target(), cv2.TM_CCOEFF_NORMED)
     _, _, _, (x, y) = cv2.minMaxLoc(scores)
     return pair.place(places.compose(matrix, places.shifted(x - reach, y - reach)))

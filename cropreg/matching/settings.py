@@ -144,7 +144,7 @@ class MatcherSettings(Settings):
         description="original px; common wish of the tiles up to which rounding is safe: 435 true crops reach 0.35, one wrong by 1 px 0.9",
     )
     loose_px: float = Field(
-        0.03, description="crop px; predicted error of a resized crop above which more resolution is asked; errors reach 8 times it"
+        0.04, description="crop px; predicted error of a resized crop above which more resolution is asked; errors reach 8 times it"
     )
     unsure_px: float = Field(
         0.1, description="crop px; the same above which a place that no windows confirm is not found but doubtful"
@@ -162,7 +162,7 @@ class MatcherSettings(Settings):
         12, ge=4, description="such tiles needed to tell a stretch of a resized crop from parts that move"
     )
     calm_median: float = Field(
-        3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
+        4.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
     )
     moving_median: float = Field(7.0, description="the same from which parts are moving for sure; bursts at 1/8 start at 8")
     sure_moving_median: float = Field(
