@@ -125,7 +125,7 @@ def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: Ma
     if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:
         match = _by_grain(blank, original, crop, s) or match
     certain = match.verdict == "found" or (kept and match.verdict != "doubtful")
-    return match, certain or not settled.is_mirage(s.window_rest)
+    return match, certain or not settled.may_be_mirage(s)
 
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:

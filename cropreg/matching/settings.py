@@ -162,7 +162,7 @@ class MatcherSettings(Settings):
         12, ge=4, description="such tiles needed to tell a stretch of a resized crop from parts that move"
     )
     calm_median: float = Field(
-        4.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
+        3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"
     )
     moving_median: float = Field(7.0, description="the same from which parts are moving for sure; bursts at 1/8 start at 8")
     sure_moving_median: float = Field(

@@ -55,10 +55,10 @@ class Settled:
     unexplained: float | None = None
     same_grain: bool = False
 
-    def is_mirage(self, most_rest: float) -> bool:
-        """Whether most of the full-size windows see something else there, and not the same thing moved."""
-        agreeing = sum(window.rest < most_rest for window in self.windows or [])
-        return self.moved <= 1 and 2 * agreeing < self.tried
+    def may_be_mirage(self, s: MatcherSettings) -> bool:
+        """Whether the tiles do not convince, or most full-size windows see something else there; and not the same thing moved."""
+        agreeing = sum(window.rest < s.window_rest for window in self.windows or [])
+        return self.moved <= 1 and (2 * agreeing < self.tried or not convinces(self.found, s))
 
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
@@ -105,10 +105,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
             nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
         if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
             if plausible(nearer, s):
-                found, place, error_px = nearer, nearer.place, _error_px(nearer, kept)
+                found, place, common, error_px = nearer, nearer.place, nearer.place, _error_px(nearer, kept)
             elif nearer.evidence.band >= s.whole_band:  # tiles of a smooth picture hold little but JPEG's noise at this resolution
                 found = replace(nearer, evidence=found.evidence)
-                place, error_px = found.place, _error_px(found, kept)
+                place, common, error_px = found.place, found.place, _error_px(found, kept)
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
