@@ -189,6 +189,11 @@ class MatcherSettings(Settings):
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
     window_rest: float = Field(0.3, description="median unexplained share up to which windows stand for tiles that have no texture")
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
+    strange_rest: float = Field(
+        0.75,
+        gt=0,
+        description="unexplained share of the best window from which none agrees: true crops reach 0.66, a facade elsewhere 0.80",
+    )
     reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")
     window_sigma: float = Field(0.25, description="working px; predicted error above which a window's shift says nothing")
     moved_px: float = Field(0.7, gt=0, description="original px; bursts spread by 1.36 or more, true crops by 0.63 at most")
