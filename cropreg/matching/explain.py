@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cropreg.boxes import Box, iou
 from cropreg.errors import UnreadableImage
 from cropreg.images import decode_color
 from cropreg.matching import place as places
@@ -17,6 +18,7 @@ from cropreg.matching.search import Candidate, at_same_scale
 from cropreg.matching.settings import MatcherSettings
 
 PANEL_PX = 460  # long side of a panel
+SAME_PLACE_IOU = 0.5  # of the box and the place it was settled from, which may still have been off by a few per cent
 INK, GREEN, ORANGE, RED, GREY = (40, 40, 40), (30, 150, 60), (230, 130, 20), (200, 40, 40), (130, 130, 130)
 COLORS = {"found": GREEN, "ambiguous": ORANGE, "doubtful": ORANGE, "flat": ORANGE, "no_match": RED, "unreadable": RED}
 Image = NDArray[np.uint8]
@@ -33,7 +35,7 @@ def explain(
     match = find_in(whole, part, settings)
     panels = [_titled(_thumbnail(original, names[0]), "original"), _titled(_thumbnail(crop, names[1]), "crop")]
     if match.original_wh is not None and match.crop_wh is not None and match.verdict != "unreadable":
-        candidates, found = _looked_at(whole, part, settings)
+        candidates, found = _looked_at(whole, part, match.box, settings)
         panels[0] = _titled(_with_boxes(_thumbnail(original, names[0]), match, candidates), "original: candidates (grey), place")
         if found is not None:
             panels += [
@@ -46,7 +48,8 @@ def explain(
     return match, png.tobytes()
 
 
-def _looked_at(original: Picture, crop: Picture, s: MatcherSettings) -> tuple[list[Candidate], Found | None]:
+def _looked_at(original: Picture, crop: Picture, box: Box | None, s: MatcherSettings) -> tuple[list[Candidate], Found | None]:
+    """The first candidates, and the place of ``box`` as the search saw it; without a box the first place."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
     lowest = max(s.lowest_scale, s.overlap * max(cw / ow, ch / oh))
     if lowest > s.highest_scale:
@@ -54,7 +57,15 @@ def _looked_at(original: Picture, crop: Picture, s: MatcherSettings) -> tuple[li
     candidates: list[Candidate] = []
     if cw <= ow and ch <= oh:
         candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
-    return candidates, search(original, crop, lowest, s)
+    mirages: list[Found] = []
+    while len(mirages) <= s.most_mirages:
+        found = search(original, crop, lowest, s, [mirage.place for mirage in mirages])
+        if found is None:
+            break
+        if box is None or iou(list(places.to_box(found.place, crop.size_wh)), list(box)) > SAME_PLACE_IOU:
+            return candidates, found
+        mirages.append(found)
+    return candidates, mirages[0] if mirages else None
 
 
 def _thumbnail(data: bytes, name: str) -> Image:

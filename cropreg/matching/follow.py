@@ -88,10 +88,15 @@ def paired(original: Picture, crop: Picture, step: float, scale: float, s: Match
     planes = original.smooth(step, s.smooth_px), crop.smooth(step * scale, s.smooth_px)
     kept = scale == 1.0
     alike = planes[0].step_xy == planes[1].step_xy if kept else abs(planes[1].step / (planes[0].step * scale) - 1) < SAME_STEP
-    if alike and min(planes[1].size_wh) >= 4 * s.band_px:
+    if alike and _is_large(planes[1], s):
         bands = original.band(step, s.smooth_px, s.band_px), crop.band(step * scale, s.smooth_px, s.band_px)
         return Pair.banded(*planes, *bands, s.band_px, mirrored=kept)
     return Pair(*planes, s.band_px, mirrored=kept)
+
+
+def _is_large(crop: Plane, s: MatcherSettings) -> bool:
+    """Whether enough of a crop is left without its border."""
+    return min(crop.size_wh) >= 4 * s.band_px
 
 
 def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings, level: int) -> Pair:
@@ -206,7 +211,7 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
             step = wanted * 2.0**level
             planes = part.resampled(step).smoothed(s.smooth_px), whole.resampled(step * scale).smoothed(s.smooth_px)
             pairs[level] = Pair(*planes, s.band_px, mirrored=found.is_shift)
-            if not found.is_shift and min(planes[1].size_wh) >= 4 * s.band_px:
+            if not found.is_shift and _is_large(planes[1], s):
                 bands = planes[0].band_passed(s.band_px), planes[1].band_passed(s.band_px)
                 pairs[level] = Pair.banded(*planes, *bands, s.band_px, mirrored=False)
         return pairs[level]

@@ -73,8 +73,9 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
             return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
         if not windows and (settled.kept or not convinces(found, s)):
             return "doubtful", "The place looks right, but nothing could be compared at full size."
-        agree = min((w.rest for w in windows), default=0.0) < s.strange_rest
-        if not agree or (len(windows) < s.window_share * settled.tried and not convinces(found, s)):
+        if windows and min(window.rest for window in windows) >= s.strange_rest:
+            return "doubtful", "The place looks right from afar, but at full size no part of the crop agrees with the original."
+        if len(windows) < s.window_share * settled.tried and not convinces(found, s):
             return "doubtful", "At full size only a few parts of the crop agree with the original."
     loose = not settled.kept and found.fit.sigma_px * places.scale(found.place) > (
         s.unsure_px if convinces(found, s) else s.loose_px

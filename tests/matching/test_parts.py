@@ -16,11 +16,14 @@ from cropreg.matching import place as places
 from cropreg.matching import settle
 from cropreg.matching.fine import Window
 from cropreg.matching.follow import Found
+from cropreg.matching.judge import answer
 from cropreg.matching.local import displacements
+from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.register import PATIENCE, register
+from cropreg.matching.rivals import Elsewhere
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import verify
 
@@ -124,6 +127,16 @@ def test_windows_of_a_sky_do_not_choose_between_two_places(pair, monkeypatch, el
     monkeypatch.setattr(settle, "choose_windows", lambda *_: [(x, y, x + 80, y + 80) for y in (0, 80, 160) for x in (0, 80, 160)])
     pictures = [Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop)]
     assert settle.tell_apart(*pictures, found, [other], MatcherSettings()) == (found, tied)
+
+
+@pytest.mark.parametrize(("least_rest", "verdict"), [(0.66, "found"), (0.80, "doubtful")])
+def test_tiles_that_convince_are_not_believed_where_no_full_size_window_agrees(pair, least_rest, verdict):
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    evidence = verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4)
+    windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, rest, pair) for rest in (least_rest, 0.86, 0.82)]
+    settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, 0.03, windows, tried=9)
+    blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
+    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings()).verdict == verdict
 
 
 def test_the_first_scan_of_a_progressive_file_shows_the_same_reduced_picture():
