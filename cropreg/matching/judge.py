@@ -90,6 +90,9 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
             return "doubtful", "One place fits, but too little of the crop has texture to be sure."
         if found.evidence.median < s.fair_median:
             return "doubtful", "The crop fits as a whole, but its parts are too dark or too much compressed to be sure."
+        agreeing = sum(window.rest < s.window_rest for window in windows or [])
+        if not settled.kept and found.evidence.low < s.resized_low and agreeing < s.least_grain_windows:
+            return "doubtful", "A part of the crop fits, as a straight line does at any scale, but the rest does not."
     return "found", None
 
 

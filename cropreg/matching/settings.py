@@ -79,6 +79,11 @@ class MatcherSettings(Settings):
     whole_band: float = Field(0.95, description="band-passed NCC of the whole that counts although its tiles do not agree")
     whole_score: float = Field(0.99, description="plain NCC of the whole wanted as well; dark pictures at JPEG 40 reach 1.000")
     fair_low: float = Field(0.3, description="20% quantile of the same; right places of 391 crops had 0.57 or more")
+    resized_low: float = Field(
+        0.6,
+        description="the same, wanted of a resized crop whose tiles do not convince and that no three windows confirm: "
+        "straight lines fit at any scale; a wrong place had 0.45, right ones 0.76 and more but for one with 0.51",
+    )
     fair_tiles: int = Field(1, description="textured tiles below which nothing was found")
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -135,6 +136,16 @@ def test_tiles_that_convince_are_not_believed_where_no_full_size_window_agrees(p
     evidence = verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4)
     windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, rest, pair) for rest in (least_rest, 0.86, 0.82)]
     settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, 0.03, windows, tried=9)
+    blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
+    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings()).verdict == verdict
+
+
+@pytest.mark.parametrize(("low", "windows", "verdict"), [(0.45, 1, "doubtful"), (0.45, 3, "found"), (0.76, 0, "found")])
+def test_a_line_that_fits_at_any_scale_does_not_place_a_resized_crop(pair, low, windows, verdict):
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    evidence = replace(verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4), median=0.8, low=low)
+    seen = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, 0.07, pair)] * windows
+    settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, False, 0.03, seen or None, tried=windows)
     blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
     assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings()).verdict == verdict
 
