@@ -18,7 +18,7 @@ from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
 from cropreg.matching.features import by_features
-from cropreg.matching.follow import Found, around, better, compare, convinces, follow, passes, plausible
+from cropreg.matching.follow import Found, around, better, by_tone, compare, convinces, follow, passes, plausible
 from cropreg.matching.frame import inside_frame, is_margin, margins_of
 from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
@@ -205,10 +205,14 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     """The best place any search comes up with, cheap searches first; None if there is not even a bad one beside ``but``."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
     found = quick_search(original, crop, lowest_scale, s, but)
+    fits_inside = cw <= ow and ch <= oh
+    if fits_inside and not plausible(found, s):
+        candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
+        found = by_tone(original, crop, candidates[:2], "turn", s, but) or found
     if plausible(found, s):
         return found
     faint = _texture(crop, s) < s.faint_texture
-    finer = cw <= ow and ch <= oh and (faint or max(crop.search_plane.size_wh) < s.small_px)
+    finer = fits_inside and (faint or max(crop.search_plane.size_wh) < s.small_px)
     if finer and faint:  # a sky: hardly anybody resizes those
         found = _finer(original, crop, found, s)
     for lowest, highest in ((lowest_scale, s.enlarged_scale), (max(lowest_scale, s.enlarged_scale), s.highest_scale)):
@@ -218,6 +222,8 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
                 band_px=s.sweep_band_px, count=s.sweep_peaks, least_ncc=s.least_ncc,
             )  # fmt: skip
             found = better(found, follow(original, crop, candidates, "scale", "ncc", s, but))
+            if not plausible(found, s):
+                found = by_tone(original, crop, candidates[:2], "similarity", s, but) or found
     if finer and not faint and not plausible(found, s):
         found = _finer(original, crop, found, s)
     return found

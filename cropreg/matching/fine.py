@@ -143,11 +143,14 @@ def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
     return (shifts * weights[:, None]).sum(0) / weights.sum(), float(1 / np.sqrt(weights.sum()))
 
 
-def common_place(windows: list[Window], place: Affine, aspect_px: float) -> Affine:
+def common_place(windows: list[Window], place: Affine, aspect_px: float, telling_rest: float) -> Affine:
     """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
 
     The two scales differ by a normal error of ``aspect_px`` original pixels at the edge of the windows: an export rounds each side.
+    Windows that leave more than ``telling_rest`` unexplained are asked only if hardly another one is left: noise fits noise anywhere.
     """
+    telling = [w for w in windows if w.rest < telling_rest]
+    windows = telling if len(telling) >= 3 else windows
     centers = np.array([w.center_xy for w in windows])
     shifts = np.array([w.shift_px for w in windows])
     base = 1 / (np.array([w.sigma_px for w in windows]) ** 2 + 0.02**2)

@@ -13,7 +13,7 @@ from cropreg.matching import place as places
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
-from cropreg.matching.register import Fit, coarse_to_fine, register
+from cropreg.matching.register import COARSE_ITERATIONS, Fit, coarse_to_fine, register
 from cropreg.matching.search import Candidate
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import Evidence, verify
@@ -138,7 +138,7 @@ def follow(
         small: list[Found] = []
         for candidate in batch:
             found = _registered(original, crop, candidate, seen, model, method, s)
-            if found is None or _is_at(found, but, crop.size_wh):
+            if found is None or is_at(found, but, crop.size_wh):
                 continue
             if found.pair.step > 1.5 and _is_small(found, model, s):
                 small.append(found)
@@ -149,7 +149,7 @@ def follow(
         # Too small to be judged: the most promising are looked at again, at more resolution.
         for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
             nearer = closer(original, crop, found, s)
-            if nearer is None or _is_at(nearer, but, crop.size_wh):
+            if nearer is None or is_at(nearer, but, crop.size_wh):
                 continue
             best = better(best, nearer)
             if convinces(nearer, s):
@@ -157,7 +157,39 @@ def follow(
     return best
 
 
-def _is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:
+def by_tone(
+    original: Picture, crop: Picture, candidates: Sequence[Candidate], model: str, s: MatcherSettings, but: Sequence[Affine] = ()
+) -> Found | None:
+    """A plausible place of a crop that was turned and has few corners, as a ridge before an evening sky; None without one.
+
+    Plain tones are registered at first: the band-pass leaves nothing of a smooth picture that would lead there from more than a few
+    pixels off, and slopes of tone lead there from afar.  They lead anywhere as well, if there are few: with the model "turn" what is
+    found must have kept its scale, with any other it must convince.
+    """
+    for candidate in candidates:
+        scale = 1.0 if model == "turn" else places.scale(candidate.place)
+        step, place = max(original.search_plane.step, crop.finest_step / scale), candidate.place
+        ncc = 1.0 if max(crop.size_wh) >= s.tone_px * scale * step else 0.0
+        for level in (1, 0):
+            if ncc >= s.tone_ncc:
+                planes = original.smooth(step * 2**level, s.smooth_px), crop.smooth(step * scale * 2**level, s.smooth_px)
+                fit = register(
+                    Pair(*planes, 0), place, model, iterations=s.iterations if level else COARSE_ITERATIONS, robust=False,
+                    tolerance_px=0.1, least_ncc=0.0 if level else s.tone_ncc,
+                )  # fmt: skip
+                ncc, place = fit.ncc, fit.place
+        if ncc < s.tone_ncc:
+            continue
+        pair = paired(original, crop, step, places.scale(place), s)
+        fit = register(pair, place, "similarity", iterations=s.iterations, least_ncc=s.least_ncc)
+        found = Found(fit, compare(pair, fit.place, s), "ncc", pair)
+        right = abs(places.scale(fit.place) - 1) < s.most_kept_scale if model == "turn" else convinces(found, s)
+        if right and plausible(found, s) and not is_at(found, but, crop.size_wh):
+            return found
+    return None
+
+
+def is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:
     """Whether it lies at one of some places that were looked at closer, by which they may have moved a little."""
     return any(
         places.distance_px(found.place, place, crop_wh) < SAME_PLACE * max(crop_wh) / places.scale(place) + found.pair.step

@@ -173,9 +173,10 @@ class Pair:
     """An original's and a crop's plane, smoothed and of about the same resolution, ready to be laid over each other.
 
     Normally the band-pass comes after the warp.  Of large crops both are band-passed before (``bands``), which saves most of the work;
-    the crop's border, where the mean of the square looked beyond the crop, is then left out.  Otherwise ``mirrored`` says what is
-    assumed to lie there.  A mirror makes an edge of every slope of tone: a crop as it was cut shares that with its original, an edited
-    one does not, and is seen through :func:`band_pass_part`.
+    the crop's border, where the mean of the square looked beyond the crop, is then left out.  ``band_px`` 0 takes away only the mean
+    of the whole: plain tones are compared.  Otherwise ``mirrored`` says what is assumed to lie beyond the border.  A mirror makes an
+    edge of every slope of tone: a crop as it was cut shares that with its original, an edited one does not, and is seen through
+    :func:`band_pass_part`.
     """
 
     original: Plane
@@ -227,6 +228,9 @@ class Pair:
 
     def band(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         """Pixels of the crop's grid, band-passed."""
+        if not self.band_px:
+            floats = pixels.astype(np.float32, copy=False)
+            return floats - np.float32(cv2.mean(floats)[0])
         return (band_pass if self.mirrored else band_pass_part)(pixels, self.band_px)
 
     def _inside(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cropreg.matching.place import Affine, compose, invert, without_shear
 from cropreg.matching.plane import Pair
 
-MODELS = {"shift": 2, "scale": 3, "similarity": 4, "free": 5}
-"""Number of parameters: a shift, with one scale, with an angle too, with two scales and an angle."""
+MODELS = {"shift": 2, "turn": 3, "scale": 3, "similarity": 4, "free": 5}
+"""Number of parameters: a shift, with an angle, with one scale, with both, with two scales and an angle."""
 
 
 ROBUST_PX = 0.3  # plane px; a step shorter than this is near enough for outliers to stand out
@@ -189,10 +189,11 @@ def _steepest_descent(target: NDArray[np.float32], model: str) -> NDArray[np.flo
         u = ((np.arange(w, dtype=np.float32) - (w - 1) / 2) / (w / 2))[None, :]
         v = ((np.arange(h, dtype=np.float32) - (h - 1) / 2) / (h / 2))[:, None]
         aspect = np.float32(h / w)
-        np.multiply(gx, u, out=rows[2])
+        if model != "turn":
+            np.multiply(gx, u, out=rows[2])
         if model == "free":
             np.multiply(gy, v, out=rows[3])
-        else:
+        elif model != "turn":
             rows[2] += gy * (v * aspect)
         if model != "scale":
             np.multiply(gy, u, out=rows[-1])
@@ -206,6 +207,8 @@ def _stepped(matrix: Affine, delta: list[float], size_wh: tuple[int, int], model
     stretch_x = stretch_y = turn = 0.0
     if model == "free":
         stretch_x, stretch_y, turn = delta[2] / (w / 2), delta[3] / (h / 2), delta[4] / (w / 2)
+    elif model == "turn":
+        turn = delta[2] / (w / 2)
     elif model != "shift":
         stretch_x = stretch_y = delta[2] / (w / 2)
         turn = delta[3] / (w / 2) if model == "similarity" else 0.0
@@ -222,6 +225,8 @@ def _edge_rows(model: str) -> NDArray[np.float64]:
     if model == "shift":
         return shift
     side = np.array([-1.0, -1.0, 1.0, 1.0])
+    if model == "turn":
+        return np.hstack([shift, np.zeros((4, 1))])
     if model != "free":
         return np.hstack([shift, side[:, None], np.zeros((4, MODELS[model] - 3))])
     stretch = np.zeros((4, 2))

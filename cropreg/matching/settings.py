@@ -106,6 +106,11 @@ class MatcherSettings(Settings):
     )
     least_ncc: float = Field(0.35, description="band-passed NCC after registering at any level, below which a candidate is dropped")
     shift_ncc: float = Field(0.5, description="the same at coarse levels for a crop that was only cut out; right ones reach 0.8")
+    tone_ncc: float = Field(
+        0.65,
+        description="NCC of the plain tones of a turned crop below which it is not there; right ones reach 0.99, a dark one 0.73",
+    )
+    tone_px: int = Field(48, ge=16, description="plane px; long side of a crop below which its tones lead anywhere")
     first_followed: int = Field(
         3, ge=1, description="candidates judged before the others are followed; the right one was among them for 30 of 33 crops"
     )

@@ -92,12 +92,12 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         same_size = not kept
     elif not kept and len(windows) >= 3:
         rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
-        common = common_place(windows, start, rounding_px)
+        common = common_place(windows, start, rounding_px, s.telling_rest)
         if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
             if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
                 start = common
                 windows = look(start)
-                common = common_place(windows, start, rounding_px) if len(windows) >= 3 else start
+                common = common_place(windows, start, rounding_px, s.telling_rest) if len(windows) >= 3 else start
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
     if not kept and len(windows) < s.least_edge_windows:
         nearer = None

@@ -48,6 +48,18 @@ def hazy_shore(seed: int, width: int = 1600, height: int = 1000) -> Pixels:
     return np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
+def evening(seed: int, ground: float = 0.05, noise: float = 1.0, width: int = 1600, height: int = 1000) -> Pixels:
+    """A picture (H, W, 3) of the glow of a sun over a ridge that is darker by the share ``ground``: slopes of tone, no corners."""
+    rng = np.random.default_rng([seed, 44])
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    sun = np.hypot(x - width * rng.uniform(0.3, 0.9), 1.5 * (y - 0.7 * height))
+    sky = 70 + 90 * y / height + 110 * np.exp(-sun / 300)
+    ridge = 0.75 * height + 400 * cv2.GaussianBlur(rng.normal(0, 1, (1, width)), (0, 0), 60)
+    land = cv2.GaussianBlur(np.where(y > ridge, 1.0, 0.0), (0, 0), 2)
+    picture = sky * (1 - ground * land) + rng.normal(0, noise, (height, width))
+    return np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, 2)
+
+
 def vignetted(pixels: Pixels) -> Pixels:
     """The same with darker corners and brighter shadows, as editors make them."""
     h, w = pixels.shape[:2]

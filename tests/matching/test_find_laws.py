@@ -12,7 +12,7 @@ from PIL import Image
 from cropreg.boxes import Box
 from cropreg.matching.find import Match, Picture, find, find_in
 
-from .conftest import decoded, encode, hazy_shore, scene, vignetted
+from .conftest import Pixels, decoded, encode, evening, hazy_shore, scene, vignetted
 
 pytestmark = pytest.mark.long
 
@@ -71,18 +71,40 @@ def test_a_resized_crop_scales_the_answer(original, pixels, resize, scale):
     assert abs(match.angle_deg) < 0.05
 
 
-@pytest.mark.parametrize("degrees", [-12.0, -2.0, 1.0, 7.0])
-def test_a_turned_crop_turns_the_answer(original, pixels, degrees):
-    w, h = 700, 500
+def turned(picture: Pixels, center_xy: tuple[float, float], size_wh: tuple[int, int], degrees: float) -> Pixels:
+    """What an editor cuts out after it has turned the picture."""
+    w, h = size_wh
     t = np.deg2rad(degrees)
     turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])  # clockwise on the screen: y points down
-    center = np.array([900.0, 600.0])
-    matrix = np.hstack([turn, (center - 0.5 - turn @ [(w - 1) / 2, (h - 1) / 2])[:, None]])
-    crop = cv2.warpAffine(pixels, matrix, (w, h), flags=cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP)
-    match = find(original, encode(crop))
+    matrix = np.hstack([turn, (np.array(center_xy) - 0.5 - turn @ [(w - 1) / 2, (h - 1) / 2])[:, None]])
+    return np.asarray(cv2.warpAffine(picture, matrix, (w, h), flags=cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP))
+
+
+@pytest.mark.parametrize("degrees", [-12.0, -2.0, 1.0, 7.0])
+def test_a_turned_crop_turns_the_answer(original, pixels, degrees):
+    match = find(original, encode(turned(pixels, (900, 600), (700, 500), degrees)))
     assert edges_off(match, Box(550, 350, 1250, 850)) < 0.5
     assert match.angle_deg == pytest.approx(degrees, abs=0.02)
     assert match.scale == pytest.approx(1.0, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("seed", "ground", "degrees", "scale"),
+    [
+        (1, 0.05, -14.0, 1.0),
+        (2, 0.05, -14.0, 1.0),
+        (2, 0.02, -4.0, 1.0),
+        (1, 0.35, -3.0, 0.45),
+        (3, 0.35, -3.0, 0.45),
+        (5, 0.35, 3.0, 0.6),
+    ],
+)
+def test_a_turned_crop_without_corners_is_found_by_its_tones(resize, seed, ground, degrees, scale):
+    original = encode(evening(seed, ground))
+    crop = turned(decoded(original), (750, 550), (900, 640), degrees)
+    match = find(original, encode(resize(crop, scale) if scale < 1 else crop))
+    assert edges_off(match, Box(300, 230, 1200, 870)) * scale < 1
+    assert match.angle_deg == pytest.approx(degrees, abs=0.05)
 
 
 def test_edits_of_tone_leave_the_box_alone(original, pixels):

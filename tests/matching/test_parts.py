@@ -15,7 +15,7 @@ from cropreg.boxes import Box
 from cropreg.images import decode_reduced
 from cropreg.matching import place as places
 from cropreg.matching import settle
-from cropreg.matching.fine import Window
+from cropreg.matching.fine import Window, common_place
 from cropreg.matching.follow import Found
 from cropreg.matching.judge import answer
 from cropreg.matching.local import displacements
@@ -63,7 +63,7 @@ def pair() -> Pair:
     return Pair(Plane(picture).smoothed(0.9), Plane(picture[100:340, 120:440]).smoothed(0.9), 15)
 
 
-@pytest.mark.parametrize("model", ["shift", "scale", "similarity", "free"])
+@pytest.mark.parametrize("model", ["shift", "turn", "scale", "similarity", "free"])
 def test_registration_leads_back_to_the_place_and_predicts_its_error(pair, model):
     fit = register(pair, places.shifted(121.3, 98.9), model, iterations=20)
     assert fit.converged
@@ -86,6 +86,17 @@ def test_registration_loses_patience_where_little_agrees_but_not_where_it_starts
     assert register(pair, far, "shift", iterations=20, least_ncc=0.99).ncc < 0.2
     assert len(steps) - patient == PATIENCE + 1 < patient
     assert register(pair, places.shifted(123, 100), "shift", iterations=20, least_ncc=0.5).converged
+
+
+def test_windows_of_mere_noise_do_not_pull_the_place(pair):
+    centers = np.array([[0.0, 0.0], [320.0, 0.0], [0.0, 240.0], [320.0, 240.0]])
+    wishes = [(0.1, 0.1, 0.2), (0.1, 0.1, 0.3), (0.1, 0.1, 0.1), (6.0, 9.0, 0.86)]  # x, y, rest
+    windows = [Window(c, np.array(wish[:2]), 0.04, wish[2], pair) for c, wish in zip(centers, wishes, strict=True)]
+    start = places.shifted(10, 20)
+    place = common_place(windows, start, 0.5, telling_rest=0.5)
+    assert places.distance_px(place, places.shifted(10.1, 20.1), (320, 240)) < 0.01
+    noise = [Window(w.center_xy, w.shift_px, w.sigma_px, 0.8, pair) for w in windows]  # nothing better is left
+    assert np.isfinite(common_place(noise, start, 0.5, telling_rest=0.5)).all()
 
 
 def test_verification_tells_the_place_from_its_surroundings(pair):
