@@ -110,10 +110,11 @@ def _evenly(e: Evidence, s: MatcherSettings) -> bool:
 
 
 def _probability(settled: Settled, tied: bool) -> float:
-    """The calibrated probability of the place, halved where another fits as well, and by each part that has moved."""
+    """The calibrated probability of the place, halved where another fits as well, by each part that moved, and if all windows failed."""
     if settled.same_grain:
         return BY_GRAIN
-    return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + tied)
+    failed = settled.windows == [] and not settled.moved  # none showed anything like the original
+    return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + tied + failed)
 
 
 def looks_right(e: Evidence) -> float:

@@ -69,31 +69,37 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
     matrix = pair.matrix(place)
     target, moved = pair.target(), pair.moved(matrix)
     gain = float(np.einsum("ij,ij->", moved, target)) / (float(np.einsum("ij,ij->", moved, moved)) + 1e-6)
-    rest = target - np.float32(gain) * moved
-    both = 0.5 * (target + np.float32(gain) * moved)
+    rest = cv2.addWeighted(target, 1.0, moved, -gain, 0.0)
+    both = cv2.addWeighted(target, 0.5, moved, 0.5 * gain, 0.0)
     gx = cv2.Sobel(both, cv2.CV_32F, 1, 0, ksize=1, scale=0.5)
     gy = cv2.Sobel(both, cv2.CV_32F, 0, 1, ksize=1, scale=0.5)
-    products = [gx * gx, gx * gy, gy * gy, gx * rest, gy * rest, rest * rest]
+    h, w = target.shape
+    counts = [(max(1, w // tile_px), max(1, h // tile_px)) for tile_px in tiles_px]
+    product, sums = both, []  # one array for all products: each of its own would cost more to ask for than to fill
+    for a, b in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest), (rest, rest)):
+        product = cv2.multiply(a, b, dst=product)
+        sums.append([_sums(product, w // nx, h // ny, nx, ny) for nx, ny in counts])
     to_px = pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    return [_solved(products, tile_px, to_px) for tile_px in tiles_px]
+    return [_solved([s[i] for s in sums], (w // nx) * (h // ny), to_px) for i, (nx, ny) in enumerate(counts)]
 
 
-def _solved(products: list[NDArray[np.float32]], tile_px: int, to_px: float) -> Displacements:
-    """The shifts that products of gradients and differences, summed over tiles, ask for; ``to_px`` original pixels per plane pixel."""
-    h, w = products[0].shape
-    nx, ny = max(1, w // tile_px), max(1, h // tile_px)
-    tw, th = w // nx, h // ny
+def _sums(values: NDArray[np.float32], tw: int, th: int, nx: int, ny: int) -> NDArray[np.float64]:
+    """The sums (ny, nx) over tiles of ``tw`` x ``th`` pixels."""
+    mean = cv2.resize(values[: th * ny, : tw * nx], (nx, ny), interpolation=cv2.INTER_AREA).astype(np.float64)
+    return np.atleast_2d(mean) * (tw * th)
 
-    def sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
-        mean = cv2.resize(values[: th * ny, : tw * nx], (nx, ny), interpolation=cv2.INTER_AREA).astype(np.float64)
-        return np.atleast_2d(mean) * (tw * th)
 
-    xx, xy, yy, bx, by, rr = map(sums, products)
+def _solved(sums: list[NDArray[np.float64]], num_px: int, to_px: float) -> Displacements:
+    """The shifts that products of gradients and differences, summed over tiles of ``num_px`` pixels, ask for.
+
+    ``to_px`` original pixels per plane pixel.
+    """
+    xx, xy, yy, bx, by, rr = sums
     det = xx * yy - xy * xy
     flat = det < 1e-6 * (1 + xx * yy)
     det = np.where(flat, 1.0, det)
     dx, dy = (yy * bx - xy * by) / det, (xx * by - xy * bx) / det
-    left = np.maximum(rr - dx * bx - dy * by, 0) / (tw * th) + 0.02  # 0.02: rounding to whole grey levels, smoothed
+    left = np.maximum(rr - dx * bx - dy * by, 0) / num_px + 0.02  # 0.02: rounding to whole grey levels, smoothed
     variance = np.where(flat, np.inf, left * (xx + yy) / det)  # of dx plus of dy
     # target(x) = original(x + d): the tile's content lies at d from where the place puts it
     return Displacements(np.stack([dx, dy], -1) * to_px, np.sqrt(variance) * to_px)
