@@ -168,17 +168,9 @@ def by_tone(
     """
     for candidate in candidates:
         scale = 1.0 if model == "turn" else places.scale(candidate.place)
-        step, place = max(original.search_plane.step, crop.finest_step / scale), candidate.place
-        ncc = 1.0 if max(crop.size_wh) >= s.tone_px * scale * step else 0.0
-        for level in (1, 0):
-            if ncc >= s.tone_ncc:
-                planes = original.smooth(step * 2**level, s.smooth_px), crop.smooth(step * scale * 2**level, s.smooth_px)
-                fit = register(
-                    Pair(*planes, 0), place, model, iterations=s.iterations if level else COARSE_ITERATIONS, robust=False,
-                    tolerance_px=0.1, least_ncc=0.0 if level else s.tone_ncc,
-                )  # fmt: skip
-                ncc, place = fit.ncc, fit.place
-        if ncc < s.tone_ncc:
+        step = max(original.search_plane.step, crop.finest_step / scale)
+        place = _led_by_tones(original, crop, candidate.place, step, scale, model, s)
+        if place is None:
             continue
         pair = paired(original, crop, step, places.scale(place), s)
         fit = register(pair, place, "similarity", iterations=s.iterations, least_ncc=s.least_ncc)
@@ -187,6 +179,24 @@ def by_tone(
         if right and plausible(found, s) and not is_at(found, but, crop.size_wh):
             return found
     return None
+
+
+def _led_by_tones(
+    original: Picture, crop: Picture, place: Affine, step: float, scale: float, model: str, s: MatcherSettings
+) -> Affine | None:
+    """Where the slopes of tone lead; None where the crop is too small for them or the tones do not agree."""
+    if max(crop.size_wh) < s.tone_px * scale * step:
+        return None
+    for level, iterations in ((1, s.tone_iterations), (0, COARSE_ITERATIONS)):
+        planes = original.smooth(step * 2**level, s.smooth_px), crop.smooth(step * scale * 2**level, s.smooth_px)
+        fit = register(
+            Pair(*planes, 0), place, model, iterations=iterations, robust=False, tolerance_px=0.1,
+            least_ncc=0.0 if level else s.tone_ncc,
+        )  # fmt: skip
+        if fit.ncc < s.tone_ncc:
+            return None
+        place = fit.place
+    return place
 
 
 def is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:

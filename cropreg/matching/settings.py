@@ -110,6 +110,7 @@ class MatcherSettings(Settings):
         0.65,
         description="NCC of the plain tones of a turned crop below which it is not there; right ones reach 0.99, a dark one 0.73",
     )
+    tone_iterations: int = Field(12, ge=1, description="steps by which tones are followed from afar")
     tone_px: int = Field(48, ge=16, description="plane px; long side of a crop below which its tones lead anywhere")
     first_followed: int = Field(
         3, ge=1, description="candidates judged before the others are followed; the right one was among them for 30 of 33 crops"
