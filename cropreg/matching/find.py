@@ -215,6 +215,7 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     finer = fits_inside and (faint or max(crop.search_plane.size_wh) < s.small_px)
     if finer and faint:  # a sky: hardly anybody resizes those
         found = _finer(original, crop, found, s)
+    swept: list[Candidate] = []
     for lowest, highest in ((lowest_scale, s.enlarged_scale), (max(lowest_scale, s.enlarged_scale), s.highest_scale)):
         if lowest < highest and not plausible(found, s):
             candidates = over_scales(
@@ -222,8 +223,9 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
                 band_px=s.sweep_band_px, count=s.sweep_peaks, least_ncc=s.least_ncc,
             )  # fmt: skip
             found = better(found, follow(original, crop, candidates, "scale", "ncc", s, but))
-            if not plausible(found, s):
-                found = by_tone(original, crop, candidates[:2], "similarity", s, but) or found
+            swept += candidates[:2]
+    if not plausible(found, s):
+        found = by_tone(original, crop, swept, "similarity", s, but) or found
     if finer and not faint and not plausible(found, s):
         found = _finer(original, crop, found, s)
     return found

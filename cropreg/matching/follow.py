@@ -166,14 +166,15 @@ def by_tone(
     pixels off, and slopes of tone lead there from afar.  They lead anywhere as well, if there are few: with the model "turn" what is
     found must have kept its scale, with any other it must convince.
     """
+    seen: list[Affine] = []
     for candidate in candidates:
         scale = 1.0 if model == "turn" else places.scale(candidate.place)
         step = max(original.search_plane.step, crop.finest_step / scale)
-        place = _led_by_tones(original, crop, candidate.place, step, scale, model, s)
+        place = _led_by_tones(original, crop, candidate.place, step, scale, model, seen, s)
         if place is None:
             continue
         pair = paired(original, crop, step, places.scale(place), s)
-        fit = register(pair, place, "similarity", iterations=s.iterations, least_ncc=s.least_ncc)
+        fit = register(pair, place, "similarity", iterations=s.iterations, least_ncc=s.fair_band)
         found = Found(fit, compare(pair, fit.place, s), "ncc", pair)
         right = abs(places.scale(fit.place) - 1) < s.most_kept_scale if model == "turn" else convinces(found, s)
         if right and plausible(found, s) and not is_at(found, but, crop.size_wh):
@@ -182,9 +183,9 @@ def by_tone(
 
 
 def _led_by_tones(
-    original: Picture, crop: Picture, place: Affine, step: float, scale: float, model: str, s: MatcherSettings
+    original: Picture, crop: Picture, place: Affine, step: float, scale: float, model: str, seen: list[Affine], s: MatcherSettings
 ) -> Affine | None:
-    """Where the slopes of tone lead; None where the crop is too small for them or the tones do not agree."""
+    """Where the slopes of tone lead; None if the crop is too small for them, if they do not agree, or if they led there before."""
     if max(crop.size_wh) < s.tone_px * scale * step:
         return None
     for level, iterations in ((1, s.tone_iterations), (0, COARSE_ITERATIONS)):
@@ -193,9 +194,10 @@ def _led_by_tones(
             Pair(*planes, 0), place, model, iterations=iterations, robust=False, tolerance_px=0.1,
             least_ncc=0.0 if level else s.tone_ncc,
         )  # fmt: skip
-        if fit.ncc < s.tone_ncc:
-            return None
         place = fit.place
+        if fit.ncc < s.tone_ncc or (level and any(places.distance_px(place, known, crop.size_wh) < 4 * step for known in seen)):
+            return None
+        seen += [place] if level else []
     return place
 
 

@@ -149,8 +149,8 @@ def _tones(
     x1, y1, x2, y2 = inner
     w, h = min(WINDOW_PX, x2 - x1), min(WINDOW_PX, y2 - y1)
     before, after = [], []
-    for y in np.unique(np.linspace(y1, y2 - h, WINDOWS_PER_SIDE).astype(int)):
-        for x in np.unique(np.linspace(x1, x2 - w, WINDOWS_PER_SIDE).astype(int)):
+    for y in _spread(y1, y2, h):
+        for x in _spread(x1, x2, w):
             there = _shown(original, matrix, (x, y, x + w, y + h))
             even = np.abs(there - cv2.blur(there, (EVEN_PX, EVEN_PX))) < EVEN
             before.append(there[even])
@@ -163,6 +163,12 @@ def _tones(
     # Medians: what was painted over the crop is no edit of tone.
     learned = [(float(np.median(tones[bins == b])), float(np.median(edited[bins == b]))) for b in seen]
     return np.array([a for a, _ in learned]), np.array([b for _, b in learned])
+
+
+def _spread(start: int, end: int, side: int) -> list[int]:
+    """Where windows of ``side`` begin that cover ``start`` to ``end`` as well as a few can."""
+    count = min(WINDOWS_PER_SIDE, math.ceil((end - start) / max(1, side)))
+    return np.linspace(start, end - side, count).astype(int).tolist()
 
 
 def even_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
