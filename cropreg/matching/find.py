@@ -124,8 +124,8 @@ def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: Ma
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:
         match = _by_grain(blank, original, crop, s) or match
-    # A crop as it was cut that lies in two places, or whose parts have moved, has no third one.
-    certain = match.verdict == "found" or (kept and match.verdict != "doubtful")
+    # A crop as it was cut that lies in two places has no third one.
+    certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s)
 
 

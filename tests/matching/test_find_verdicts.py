@@ -92,6 +92,32 @@ def test_a_place_where_full_size_windows_see_something_else_is_given_up_for_the_
     assert len(asked) == 2 and len(asked[1][0]) == 1
 
 
+def test_a_place_refused_as_another_scan_is_given_up_where_no_window_agrees_either(original, pixels, resize, monkeypatch):
+    search, settle, asked = finding.search, finding.settle, []
+
+    def misled(*args):  # the first time, as planks mislead that are much alike, seen from afar
+        asked.append(args[4:])
+        found = search(*args)
+        return found if len(asked) > 1 else replace(found, fit=replace(found.fit, place=places.shifted(40, 30)))
+
+    def refused(whole, part, found, kept, s):
+        settled = settle(whole, part, found, kept, s)
+        if len(asked) > 1:
+            return settled
+        windows = [replace(window, rest=0.7) for window in settled.windows or []]
+        return replace(settled, kept=True, place=places.shifted(40, 30), windows=windows, tried=9, moved=0, unexplained=9.0)
+
+    monkeypatch.setattr(finding, "search", misled)
+    monkeypatch.setattr(finding, "settle", refused)
+    monkeypatch.setattr(finding, "kept_or_free", lambda whole, part, found, s: (found, len(asked) == 1))
+    crop = encode(resize(pixels[200:1000, 300:1300], 0.95))
+    assert find(original, crop, MatcherSettings(most_mirages=0)).verdict == "no_match"
+    asked.clear()
+    match = find(original, crop)
+    assert match.verdict == "found" and match.box is not None and boxes.iou(list(match.box), [300, 200, 1300, 1000]) > 0.998
+    assert len(asked) == 2 and len(asked[1][0]) == 1
+
+
 def test_a_frame_whose_parts_have_all_moved_far_is_told_without_full_decodes(original, pixels):
     h, w = pixels.shape[:2]
     wave = cv2.resize(np.random.default_rng(4).normal(0, 9, (7, 7)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
