@@ -1,7 +1,8 @@
 """Find: the order of the stages, cheap ones first, and the verdict.
 
-Header (impossible pairs cost nothing) -> both pictures at 1/8 -> correlation at the same scale -> features -> a sweep of scales ->
-correlation at half size -> uniqueness -> full-size windows where the predicted error or the displacements of tiles ask for them.
+Header (impossible pairs cost nothing) -> both pictures at 1/8 -> correlation at the same scale -> features -> slopes of tone -> a sweep
+of scales -> correlation at half size -> uniqueness -> full-size windows where the predicted error or the displacements of tiles ask for
+them.
 """
 
 from __future__ import annotations

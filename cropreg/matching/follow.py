@@ -138,7 +138,7 @@ def follow(
         small: list[Found] = []
         for candidate in batch:
             found = _registered(original, crop, candidate, seen, model, method, s)
-            if found is None or is_at(found, but, crop.size_wh):
+            if found is None or _is_at(found, but, crop.size_wh):
                 continue
             if found.pair.step > 1.5 and _is_small(found, model, s):
                 small.append(found)
@@ -149,7 +149,7 @@ def follow(
         # Too small to be judged: the most promising are looked at again, at more resolution.
         for found in sorted(small, key=lambda f: -f.merit)[: s.most_closer]:
             nearer = closer(original, crop, found, s)
-            if nearer is None or is_at(nearer, but, crop.size_wh):
+            if nearer is None or _is_at(nearer, but, crop.size_wh):
                 continue
             best = better(best, nearer)
             if convinces(nearer, s):
@@ -177,7 +177,7 @@ def by_tone(
         fit = register(pair, place, "similarity", iterations=s.iterations, least_ncc=s.fair_band)
         found = Found(fit, compare(pair, fit.place, s), "ncc", pair)
         right = abs(places.scale(fit.place) - 1) < s.most_kept_scale if model == "turn" else convinces(found, s)
-        if right and plausible(found, s) and not is_at(found, but, crop.size_wh):
+        if right and plausible(found, s) and not _is_at(found, but, crop.size_wh):
             return found
     return None
 
@@ -201,7 +201,7 @@ def _led_by_tones(
     return place
 
 
-def is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:
+def _is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> bool:
     """Whether it lies at one of some places that were looked at closer, by which they may have moved a little."""
     return any(
         places.distance_px(found.place, place, crop_wh) < SAME_PLACE * max(crop_wh) / places.scale(place) + found.pair.step

@@ -167,7 +167,7 @@ def _tones(
 
 def _spread(start: int, end: int, side: int) -> list[int]:
     """Where windows of ``side`` begin that cover ``start`` to ``end`` as well as a few can."""
-    count = min(WINDOWS_PER_SIDE, math.ceil((end - start) / max(1, side)))
+    count = min(WINDOWS_PER_SIDE, math.ceil((end - start) / side))
     return np.linspace(start, end - side, count).astype(int).tolist()
 
 
