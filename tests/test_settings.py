@@ -50,6 +50,10 @@ def test_file_gives_what_it_sets_and_nothing_else(write):
     assert read_yaml(write("batch_size: 64\nflip: both\n"), "train", TrainSettings) == {"batch_size": 64, "flip": "both"}
 
 
+def test_training_is_balanced_unless_another_preset_is_asked_for():
+    assert TrainSettings() == TrainSettings(**PRESETS["balanced"])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_sets_what_nothing_else_does(preset):
     settings = TrainSettings(preset=preset, patience=99, seed=3)

@@ -78,7 +78,7 @@ class TrainSettings(Settings):
         description="distribution keeps where things are, and says where an edge may lie as shares of places; spatial says one number; "
         "marginal keeps the means of rows and columns; pooled averages all away",
     )
-    image_side: int = Field(224, ge=64, le=1024, description="side of the square the model sees, px")
+    image_side: int = Field(128, ge=64, le=1024, description="side of the square the model sees, px")
     refine: bool = Field(True, description="look again along each predicted edge, at the full resolution of the proxies")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the head's features left out in training")
     max_epochs: int = Field(60, ge=1, description="epochs at most; early stopping usually ends sooner")
