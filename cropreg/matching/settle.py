@@ -90,6 +90,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         kept = between <= max(s.whole_px, s.whole_sigmas * error_px)  # else it was sampled anew, or scanned
         common = place = places.compose(places.shifted(*(whole - place[:, 2] if kept else shift)), place)
         same_size = not kept
+        scattered_px = _windows_error_px(windows, start, place, 0.0)
+        error_px = scattered_px if scattered_px > s.scattered_px else error_px
     elif not kept and len(windows) >= 3:
         rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
         common = common_place(windows, start, rounding_px, s.telling_rest)

@@ -151,6 +151,18 @@ def test_tiles_that_convince_are_not_believed_where_no_full_size_window_agrees(p
     assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings()).verdict == verdict
 
 
+@pytest.mark.parametrize(("error_px", "verdict"), [(0.02, "found"), (2.5, "doubtful")])
+def test_a_plain_crop_whose_windows_ask_for_different_places_is_not_found(pair, error_px, verdict):
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    evidence = verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4)
+    windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, 0.4, pair)] * 6
+    settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, error_px, windows, tried=8)
+    blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
+    match = answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings())
+    assert match.verdict == verdict
+    assert settled.may_be_mirage(MatcherSettings())
+
+
 @pytest.mark.parametrize(("low", "windows", "verdict"), [(0.45, 1, "doubtful"), (0.45, 3, "found"), (0.76, 0, "found")])
 def test_a_line_that_fits_at_any_scale_does_not_place_a_resized_crop(pair, low, windows, verdict):
     fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
