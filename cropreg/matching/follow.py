@@ -197,7 +197,8 @@ def _led_by_tones(
         place = fit.place
         if fit.ncc < s.tone_ncc or (level and any(places.distance_px(place, known, crop.size_wh) < 4 * step for known in seen)):
             return None
-        seen += [place] if level else []
+        if level:
+            seen.append(place)
     return place
 
 

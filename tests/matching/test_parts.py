@@ -163,6 +163,17 @@ def test_a_plain_crop_whose_windows_ask_for_different_places_is_not_found(pair, 
     assert settled.may_be_mirage(MatcherSettings())
 
 
+@pytest.mark.parametrize(("apart_px", "least", "most"), [(0.1, 0.0, 0.5), (6.0, 5.0, 10.0)])
+def test_windows_that_ask_for_different_places_are_told_by_the_predicted_error(pair, monkeypatch, apart_px, least, most):
+    shifts = apart_px * np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1]])
+    windows = [Window(np.array([60.0, 60.0]), shift, 0.01, 0.4, pair) for shift in shifts]
+    monkeypatch.setattr(settle, "register_windows", lambda *_, **__: windows)
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    found = Found(replace(fit, sigma_px=1.0), verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4), "ncc", pair)
+    original, crop = (Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop))
+    assert least <= settle.settle(original, crop, found, True, MatcherSettings()).error_px < most
+
+
 @pytest.mark.parametrize(("low", "windows", "verdict"), [(0.45, 1, "doubtful"), (0.45, 3, "found"), (0.76, 0, "found")])
 def test_a_line_that_fits_at_any_scale_does_not_place_a_resized_crop(pair, low, windows, verdict):
     fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
