@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from cropreg import boxes, storage
 from cropreg.augment import grainy, into_window, reframed_window
 from cropreg.cache import Cache
-from cropreg.errors import InputError
+from cropreg.errors import InputError, UnreadableImage
 from cropreg.images import DEFAULT_MAX_PIXELS, decode_color, encode_jpeg
 from cropreg.proxies import Proxies
 from cropreg.schema import FOUND, BoxDataset
@@ -134,7 +134,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         share: float = 1.0,
         cache: Cache | None = None,
     ) -> None:
-        self._strips = strips
+        self._dataset_uri, self._strips = dataset.uri, strips
         self.untrimmed = False
         self.labels = read_labels(dataset, split, share, seed)
         self._side, self._augment, self._reframe, self._color, self._seed = side, augment, reframe, color, seed
@@ -169,7 +169,12 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         """The picture of a row as it is stored, (H, W, 3) RGB."""
         uri = self.labels.original_uris[index].as_py()
         if self._proxies is not None and self._positions is not None:
-            return decode_color(self._proxies.jpeg(int(self._positions[index])), uri)
+            try:
+                return decode_color(self._proxies.jpeg(int(self._positions[index])), uri)
+            except UnreadableImage as error:
+                raise InputError(
+                    f"{self._dataset_uri}: the proxy of {uri} {error.cause}. Match again with --overwrite, or train with --from originals."
+                ) from error
         try:
             return decode_color(storage.read_bytes(uri), uri, max_pixels=self._max_pixels)
         except OSError as error:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cropreg.cache import Cache
 from cropreg.dataset import CropDataset, normalised_strips
+from cropreg.errors import ClusterError, CropregError
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 from cropreg.strips import cut_strips, extents_of
@@ -52,6 +54,61 @@ class Steps(Sampler[list[int]]):
         return self._rows // self._steps + (step < self._rows % self._steps)
 
 
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Says what it means when a loading process ends, which PyTorch tells as a RuntimeError wherever this process just is.
+
+    Raises:
+        ClusterError: instead of that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ClusterError(
+            f"A process that loads pictures is gone ({str(error).strip().rstrip('.')}). Most often memory is short: use fewer "
+            "--loader-workers; with 0 the training process loads. Finished epochs are kept: run the same command with --resume."
+        ) from error
+
+
+class _Rows(Dataset[Any]):
+    """Rows of a dataset, or why one cannot be had: raised in a loading process, a named error would lose its kind and its text."""
+
+    def __init__(self, data: CropDataset, rows: range) -> None:
+        self._data, self._rows = data, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._data[self._rows[index]]
+        except CropregError as error:
+            return error
+
+
+def _collated(rows: list[Any]) -> Any:
+    errors = [row for row in rows if isinstance(row, CropregError)]
+    return errors[0] if errors else default_collate(rows)
+
+
+class _Batches:
+    """What a loader gives, an epoch at a time; raises the errors that come in the place of batches."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if isinstance(batch, CropregError):
+                raise batch
+            yield batch
+
+
 class Loaders:
     """This process's data; ``share`` of the training groups is read, of the validation rows all."""
 
@@ -70,10 +127,13 @@ class Loaders:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # training processes on this machine
             workers = min(8, max(1, (os.cpu_count() or 2) // here - 1)) if device.type == "cuda" else 0
         shared: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
+        # Its own generator: a loader draws a number as its processes start, which in a resumed run would shift dropout's.
+        shared |= {"collate_fn": _collated, "generator": torch.Generator()}
         least = 2 * max(settings.most_workers, 1)
         self._steps = Steps(len(self.train_data), settings.batch_size, least, rank, world, settings.seed)
-        self._train = DataLoader(self.train_data, batch_sampler=self._steps, **shared)
-        self._val = DataLoader(Subset(val_data, range(rank, len(val_data), world)), -(-2 * settings.batch_size // world), **shared)
+        rows = range(len(self.train_data)), range(rank, len(val_data), world)
+        self._train = _Batches(DataLoader(_Rows(self.train_data, rows[0]), batch_sampler=self._steps, **shared))
+        self._val = _Batches(DataLoader(_Rows(val_data, rows[1]), -(-2 * settings.batch_size // world), **shared))
 
     def train(self, epoch: int) -> Iterable[Any]:
         """The batches of one epoch."""

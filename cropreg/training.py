@@ -117,13 +117,33 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.averaged: AveragedModel | None = None
         if settings.averaging:
-            self.averaged = AveragedModel(core, multi_avg_fn=_following(settings.averaging), use_buffers=True)
+            self.averaged = AveragedModel(core, use_buffers=True)
+            # Kept, for AveragedModel's own update looks for them at every step, which takes it 3 ms.
+            self._parts = [_tensors(model) for model in (self.averaged.module, core)]
+        self._decay = settings.averaging
         self.progression = Progression()
 
     @property
     def judged(self) -> CropRegressor:
         """The weights that are validated and kept: the average, or the model itself."""
         return cast(CropRegressor, self.averaged.module) if self.averaged is not None else self.core
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Lets the average follow the weights, closely at first: after n steps its decay is at most (1 + n) / (10 + n).
+
+        Otherwise a short training would end with what it had learned a hundred steps ago.  Source: TensorFlow's
+        ExponentialMovingAverage.
+        """
+        if self.averaged is None:
+            return
+        done = int(self.averaged.n_averaged)
+        share = 1 - min(self._decay, (1 + done) / (10 + done)) if done else 1.0
+        (fractions, counters), (current, counted) = self._parts
+        torch._foreach_lerp_(fractions, current, share)
+        if counters:
+            torch._foreach_copy_(counters, counted)
+        self.averaged.n_averaged += 1
 
     def state(self) -> dict[str, Any]:
         """All it takes to go on as if nothing had happened."""
@@ -158,22 +178,10 @@ def _groups(core: torch.nn.Module, settings: TrainSettings) -> list[dict[str, An
     ]
 
 
-def _following(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential average that follows closely at first: after n steps its decay is at most (1 + n) / (10 + n).
-
-    Otherwise a short training would end with what it had learned a hundred steps ago.  Source: TensorFlow's ExponentialMovingAverage.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor) -> None:
-        done = int(num_averaged)
-        share = 1 - min(decay, (1 + done) / (10 + done))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share)
-        else:  # BatchNorm's counters
-            torch._foreach_copy_(averaged, current)
-
-    return update
+def _tensors(model: torch.nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A model's weights and buffers: those with fractions, and BatchNorm's counters."""
+    both = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    return [t for t in both if t.is_floating_point()], [t for t in both if not t.is_floating_point()]
 
 
 def fit(
@@ -243,7 +251,7 @@ def train_one_epoch(
     steps = len(loader)
     warmup_steps = settings.warmup_epochs * steps
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, images
+    loss_sum, images_here = torch.zeros((), dtype=torch.float64, device=device), 0
     norms: list[float] = []
     skipped = 0
     began_s = time.monotonic()
@@ -259,6 +267,9 @@ def train_one_epoch(
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
             looks = [part.to(device, non_blocking=True) for part in more[:2]]
+            if settings.compile:  # translated once, for steps of any number of rows: they differ by one
+                for part in (images, *looks):
+                    torch._dynamo.maybe_mark_dynamic(part, 0)
             said, logits = model(images, *looks) if more else (model(images), None)
         how = settings.overlap, settings.iou_weight, settings.margin_weight
         if logits is None:
@@ -292,10 +303,11 @@ def train_one_epoch(
         skipped += not finite
         if finite:
             norms.append(norm)
-            if learner.averaged is not None:
-                learner.averaged.update_parameters(learner.core)
-        sums += torch.stack([losses.detach().double().sum(), torch.tensor(float(len(images)), device=device).double()])
+            learner.average()
+        loss_sum += losses.detach().double().sum()
+        images_here += len(images)
         on_step(epoch, step + 1, steps)
+    sums = torch.stack([loss_sum, loss_sum.new_tensor(images_here)])
     _sum_over_processes(sums)
     mean_norm = sum(norms) / len(norms) if norms else float("nan")
     return _Trained(float(sums[0] / sums[1]), mean_norm, skipped, int(sums[1]), time.monotonic() - began_s)

@@ -257,3 +257,28 @@ def test_loop_learns_what_is_said_as_scales_and_as_places(numbers: int) -> None:
     model: Any = Says()
     results = run(settings, Learner(model, model, settings, None))
     assert min(r.val_loss for r in results) < 0.6 * results[0].val_loss
+
+
+def test_the_average_follows_weights_and_figures_closely_at_first() -> None:
+    core = Tiny()
+    learner = Learner(core, core, TrainSettings(averaging=0.5), None)  # type: ignore[arg-type]
+    watched = [core.last.weight, core.hidden[1].running_mean]
+    kept = [learner.judged.last.weight, learner.judged.hidden[1].running_mean]  # type: ignore[attr-defined]
+    expected = [torch.zeros(())] * 2
+    for done, share in enumerate((1, 1 - 2 / 11, 1 - 3 / 12, 1 - 4 / 13)):
+        with torch.no_grad():
+            for tensor in watched:
+                tensor += torch.randn_like(tensor)
+            core.hidden[1].num_batches_tracked += 1
+        learner.average()
+        expected = [before + share * (now - before) for before, now in zip(expected, watched, strict=True)]
+        for now, then in zip(kept, expected, strict=True):
+            torch.testing.assert_close(now.detach(), then.detach(), msg=f"after {done + 1} steps")
+    assert learner.judged.hidden[1].num_batches_tracked == 4  # type: ignore[attr-defined]
+
+
+def test_no_average_where_none_is_asked_for() -> None:
+    core = Tiny()
+    learner = Learner(core, core, TrainSettings(averaging=0.0), None)  # type: ignore[arg-type]
+    learner.average()
+    assert learner.judged is core

@@ -91,6 +91,22 @@ def test_interrupted_training_says_how_to_go_on_and_keeps_its_epochs(made_boxes:
     assert [row["epoch"] for row in runs.read_metrics(str(run))] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
+def test_training_whose_loading_process_is_killed_says_so_and_goes_on(made_boxes: Path, tmp_path: Path) -> None:
+    finished(started(made_boxes, tmp_path / "whole", "--num-workers=0"), tmp_path / "whole")
+    run = tmp_path / "run"
+    process = started(made_boxes, run, "--num-workers=0", "--loader-workers=1")
+    wait_for((run / "checkpoints/last/state.pt").exists, process, run)
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if "cropreg.cli" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+    assert process.wait(60) == 5
+    assert "A process that loads pictures is gone" in said(run) and "Traceback" not in said(run)
+    finished(started(made_boxes, run, "--num-workers=0", "--loader-workers=1", "--resume"), run)
+    same(tmp_path / "whole", run)
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs and one node with one, where ``ray.init`` finds it."""

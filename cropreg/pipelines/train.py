@@ -25,7 +25,7 @@ from cropreg.checkpoint import CheckpointInfo, Novelty, Outcomes
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
 from cropreg.evaluation import evaluate, in_words
-from cropreg.loading import Loaders
+from cropreg.loading import Loaders, naming_lost_processes
 from cropreg.logs import Progress
 from cropreg.metrics import fit_baselines
 from cropreg.model import Architecture, CropRegressor, load_backbone
@@ -111,7 +111,8 @@ def _train(
         steps = settings.max_epochs * math.ceil(share * num_train / settings.batch_size)
         with Progress("train" if share == 1 else f"train on {share:.3g} of the pairs", steps, "steps") as progress:
             if settings.num_workers == 0:
-                _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share)
+                with naming_lost_processes():
+                    _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share)
             else:
                 _fit_on_cluster(dataset, place, settings, address, progress, share)
 
