@@ -56,7 +56,7 @@ def _looked_at(original: Picture, crop: Picture, box: Box | None, s: MatcherSett
         return [], None
     candidates: list[Candidate] = []
     if cw <= ow and ch <= oh:
-        candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
+        candidates = at_same_scale(crop.maps_in(original, s.template_px, s.band_px), s.search_peaks)
     mirages: list[Found] = []
     while len(mirages) <= s.most_mirages:
         found = search(original, crop, lowest, s, [mirage.place for mirage in mirages])

@@ -184,7 +184,7 @@ def quick_search(
     likely: list[Candidate] = []
     others: list[Candidate] = []
     if all(c <= o for c, o in zip(crop.size_wh, original.size_wh, strict=True)):
-        candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
+        candidates = at_same_scale(crop.maps_in(original, s.template_px, s.band_px), s.search_peaks)
         # The place of a crop that was only cut out is the first peak, or next to it; lower ones wait until features have failed.
         likely = [c for c in candidates if c.ncc >= max(s.clear_ncc, candidates[0].ncc - s.close_ncc)] or candidates[:1]
         others = candidates[len(likely) :]
@@ -208,7 +208,7 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
     found = quick_search(original, crop, lowest_scale, s, but)
     fits_inside = cw <= ow and ch <= oh
     if fits_inside and not plausible(found, s):
-        candidates = at_same_scale(original.search_plane, crop.search_plane, s.template_px, s.band_px, s.search_peaks)
+        candidates = at_same_scale(crop.maps_in(original, s.template_px, s.band_px), s.search_peaks)
         found = by_tone(original, crop, candidates[:2], "turn", s, but) or found
     if plausible(found, s):
         return found

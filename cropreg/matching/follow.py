@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from cropreg.matching import place as places
+from cropreg.matching.local import Displacements, displacements
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
@@ -40,6 +41,12 @@ class Found:
     def is_shift(self) -> bool:
         """Whether the place is that of a crop that was only cut out."""
         return bool(np.abs(self.place[:, :2] - np.eye(2)).max() < 1e-6)
+
+    def displacements(self, s: MatcherSettings) -> list[Displacements]:
+        """By how much small and larger tiles would still like to move; measured once."""
+        if "_displacements" not in self.__dict__:
+            self.__dict__["_displacements"] = displacements(self.pair, self.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
+        return self.__dict__["_displacements"]
 
     @property
     def merit(self) -> float:

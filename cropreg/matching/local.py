@@ -61,6 +61,25 @@ def common_stretch(tiles: Displacements, which: NDArray[np.bool_], aspect: float
     return solution.reshape(2, 2)
 
 
+def pull_at_edges(tiles: Displacements, which: NDArray[np.bool_], aspect: float) -> tuple[float, float]:
+    """By how much the tiles ``which`` want the edges to move as a stretch in x, one in y, or a turn would; and its predicted error.
+
+    The largest of the three, and the largest error, in px; ``aspect`` is the picture's width over its height.
+    """
+    u, v = np.broadcast_arrays(_across(which.shape[1]), _across(which.shape[0])[:, None] / aspect)  # in halves of the width
+    u, v, (dx, dy) = u[which], v[which], tiles.shifts_px[which].T
+    weights = 1 / (tiles.sigmas_px[which] ** 2 + 1e-6)
+    design = np.stack([np.ones_like(u), u, v])
+    # Of x: a shift, a stretch and, against v, the turn; of y: a shift, a stretch and, with u, the turn.
+    (n, a, b), (_, aa, ab), (_, _, bb) = ((design * weights) @ design.T).tolist()
+    normal = np.array([[n, 0, a, 0, -b], [0, n, 0, b, a], [a, 0, aa, 0, -ab], [0, b, 0, bb, ab], [-b, a, -ab, ab, aa + bb]])
+    (x, xu, xv), (y, yu, yv) = ((np.stack([dx, dy]) * weights) @ design.T).tolist()
+    covariance = np.linalg.inv(normal + 1e-9 * n * np.eye(5))
+    pull = covariance @ (x, y, xu, yv, yu - xv)
+    reach = np.array([1.0, 1 / aspect, max(1.0, 1 / aspect)])
+    return float((np.abs(pull[2:]) * reach).max()), float((np.sqrt(np.diag(covariance)[2:]) * reach).max())
+
+
 def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[Displacements]:
     """Measures every tile, for each side of a tile in plane pixels.  Valid up to about one plane pixel.
 

@@ -16,6 +16,7 @@ from cropreg.errors import UnreadableImage
 from cropreg.matching.features import Keypoints, keypoints
 from cropreg.matching.plane import Plane
 from cropreg.matching.progressive import first_scan
+from cropreg.matching.search import Maps, maps_at_same_scale
 
 SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
@@ -51,6 +52,7 @@ class Picture:
         self._halved: dict[float, Plane] = {}
         self._planes: dict[tuple[float, int], Plane] = {}  # by step and band, 0 for none
         self._keypoints: Keypoints | None = None
+        self._maps: tuple[Plane, Maps | None] | None = None
         self.is_large = False
         """Whether a crop is at least half as long and as high as its original: it was hardly shrunk, and less of it will do."""
         self._decodes_whole = False
@@ -156,6 +158,13 @@ class Picture:
         if self._keypoints is None:
             self._keypoints = keypoints(self.search_plane.resampled(max(self.size_wh) / long_side_px), num_features)
         return self._keypoints
+
+    def maps_in(self, original: Picture, template_px: int, band_px: int) -> Maps | None:
+        """This crop correlated with an original at the same scale; kept for the original that was asked last."""
+        plane = original.search_plane
+        if self._maps is None or self._maps[0] is not plane:
+            self._maps = plane, maps_at_same_scale(plane, self.search_plane, template_px, band_px)
+        return self._maps[1]
 
     def full(self) -> NDArray[np.uint8]:
         """The grey picture at full size (H, W)."""

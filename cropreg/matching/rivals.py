@@ -15,7 +15,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
-from cropreg.matching.search import bands_map, correlation_map, peaks
+from cropreg.matching.search import bands_map, correlation_map, peaks, reduction
 from cropreg.matching.settings import MatcherSettings
 
 
@@ -36,37 +36,50 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     template, corner_xy = _on_grid(found)
     if min(template.shape) < 6:
         return Elsewhere(None, [])
-    factor = max(1, min(round(max(template.shape) / s.template_px), min(template.shape) // 4))
+    factor = reduction((template.shape[1], template.shape[0]), s.template_px)
     finer = min(2, factor)
-    repeats = _repeats(template, s)
+    banded = found.pair.bands is not None and template is found.pair.crop.pixels
+    repeats = _repeats(found.pair.target() if banded else band_pass(template, s.band_px), s)
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
     for k in levels:
-        whole = found.pair.original.reduced(k).pixels.astype(np.float32, copy=False)
-        part = Plane(template).reduced(k).pixels.astype(np.float32, copy=False)
-        if part.shape[0] > whole.shape[0] or part.shape[1] > whole.shape[1]:
-            continue
+        maps = _correlated(original, crop, found, template, k, s)
         # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
         here_x, here_y = (c / k for c in corner_xy)
-        for banded in (False, True):
-            scores = bands_map(band_pass(whole, s.band_px), found.pair.band(part)) if banded else correlation_map(whole, part)
+        for is_band, scores in enumerate(maps):
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
             for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
-                if not banded:
+                if not is_band:
                     best = ncc if best is None else max(best, ncc)
-                if ncc > (max(0.3, s.rival_share * at_place) if banded else at_place - s.rival_gap):
-                    starts.append((ncc + banded, (peak_x - here_x) * k, (peak_y - here_y) * k))
+                if ncc > (max(0.3, s.rival_share * at_place) if is_band else at_place - s.rival_gap):
+                    starts.append((ncc + is_band, (peak_x - here_x) * k, (peak_y - here_y) * k))
     starts.sort(reverse=True)
     near = _registered(found, starts[: s.search_peaks if repeats else s.search_peaks // 2], factor, crop.size_wh, s)
     scores_elsewhere = [score for score, _ in near] + ([best] if best is not None else [])
     return Elsewhere(max(scores_elsewhere, default=None), [place for _, place in near])
 
 
-def _repeats(template: NDArray[np.float32], s: MatcherSettings) -> bool:
-    """Whether the liveliest part of the crop is like its own surroundings, so that the scale of the search may not tell them apart."""
-    band = band_pass(template, s.band_px)
+def _correlated(
+    original: Picture, crop: Picture, found: Found, template: NDArray[np.float32], factor: int, s: MatcherSettings
+) -> tuple[NDArray[np.float32], ...]:
+    """The template's correlations with the original's plane, as they are and band-passed; those of the search if they are the same."""
+    plane = found.pair.original
+    if found.is_shift and factor > 1 and template is found.pair.crop.pixels:
+        maps = crop.maps_in(original, s.template_px, s.band_px)
+        reduced = plane.step_xy[0] * factor, plane.step_xy[1] * factor
+        if maps is not None and maps.factor == factor and maps.whole.step_xy == reduced and maps.whole.shift_xy == plane.shift_xy:
+            return maps.plain, maps.banded
+    whole = plane.reduced(factor).pixels.astype(np.float32, copy=False)
+    part = Plane(template).reduced(factor).pixels.astype(np.float32, copy=False)
+    if part.shape[0] > whole.shape[0] or part.shape[1] > whole.shape[1]:
+        return ()
+    return correlation_map(whole, part), bands_map(band_pass(whole, s.band_px), found.pair.band(part))
+
+
+def _repeats(band: NDArray[np.float32], s: MatcherSettings) -> bool:
+    """Whether the liveliest part of the band-passed crop is like its surroundings: the scale of the search may not tell them apart."""
     side, reach = s.repeat_px, s.repeat_px // 2
     h, w = band.shape
     if min(h, w) < 2 * side:

@@ -84,32 +84,54 @@ def _vertex(line: NDArray[np.float32], i: int) -> float:
     return 0.0 if bend >= -1e-9 else min(0.5, max(-0.5, (before - after) / (2 * bend)))
 
 
-def at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: int, count: int) -> list[Candidate]:
-    """Candidates for a crop that was not resized, best first.
+@dataclass(frozen=True)
+class Maps:
+    """The correlations of a crop that was not resized with all places of its original, at little resolution.
 
-    Both planes are reduced by the same whole factors, so that the template's long side is about ``template_px``, and correlated as they
-    are and band-passed.  Cost: well under a millisecond.
+    ``whole`` and ``part`` are the planes that were correlated as they are (``plain``) and band-passed (``banded``): reduced by ``factor``.
+    """
+
+    whole: Plane
+    part: Plane
+    factor: int
+    plain: NDArray[np.float32]
+    banded: NDArray[np.float32]
+
+
+def maps_at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: int) -> Maps | None:
+    """Correlates both planes, reduced by the same whole factors, so that the template's long side is about ``template_px``.
+
+    None if the crop is too large for the original, or very small.  Cost: well under a millisecond.
     """
     step = max(original.step, crop.step)
     original, crop = original.reduced(round(step / original.step)), crop.reduced(round(step / crop.step))
-    factor = max(1, min(round(max(crop.size_wh) / template_px), min(crop.size_wh) // 4))
+    factor = reduction(crop.size_wh, template_px)
     original, crop = original.reduced(factor), crop.reduced(factor)
     if min(crop.size_wh) < 3 or crop.size_wh[0] > original.size_wh[0] or crop.size_wh[1] > original.size_wh[1]:
+        return None
+    whole, part = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
+    banded = bands_map(band_pass(whole, band_px), band_pass(part, band_px))
+    return Maps(original, crop, factor, correlation_map(whole, part), banded)
+
+
+def reduction(template_wh: tuple[int, int], template_px: int) -> int:
+    """By which whole factor a template is reduced to be correlated."""
+    return max(1, min(round(max(template_wh) / template_px), min(template_wh) // 4))
+
+
+def at_same_scale(maps: Maps | None, count: int) -> list[Candidate]:
+    """Candidates for a crop that was not resized, best first."""
+    if maps is None:
         return []
-    return _correlate(original, crop, band_px, count)
-
-
-def _correlate(original: Plane, crop: Plane, band_px: int, count: int) -> list[Candidate]:
-    whole, template = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
-    corner = from_between(original, crop, shifted(0, 0))
+    whole, corner = maps.whole, from_between(maps.whole, maps.part, shifted(0, 0))
     found: list[Candidate] = []
-    for scores in (correlation_map(whole, template), bands_map(band_pass(whole, band_px), band_pass(template, band_px))):
+    for scores in (maps.plain, maps.banded):
         for x, y, ncc in peaks(scores, count, apart_px=3):
             place = corner.copy()
-            place[:, 2] += x * original.step_xy[0], y * original.step_xy[1]
-            found.append(Candidate(place, ncc, original.step))
+            place[:, 2] += x * whole.step_xy[0], y * whole.step_xy[1]
+            found.append(Candidate(place, ncc, whole.step))
     found.sort(key=lambda c: -c.ncc)
-    return distinct(found, apart_px=2 * original.step)
+    return distinct(found, apart_px=2 * whole.step)
 
 
 def distinct(candidates: list[Candidate], apart_px: float) -> list[Candidate]:

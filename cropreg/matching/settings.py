@@ -166,6 +166,9 @@ class MatcherSettings(Settings):
     )
     most_kept_scale: float = Field(0.03, description="the same for crops whose scale could hardly be seen")
     most_kept_angle_deg: float = Field(1.0, description="degrees; the same for the angle")
+    flat_px: float = Field(
+        0.4, description="original px; a turn or stretch that moves edges by less than this, as the tiles tell, is none"
+    )
     motion_tile_px: int = Field(16, ge=8, description="plane px; side of a tile whose own displacement is measured")
     motion_sigma: float = Field(0.08, description="plane px; tiles with a larger predicted error cannot tell")
     least_motion_tiles: int = Field(4, description="such tiles needed to do without full-size windows")

@@ -20,7 +20,7 @@ from cropreg.matching.fine import (
     window_at,
 )
 from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
-from cropreg.matching.local import common_stretch, displacements
+from cropreg.matching.local import common_stretch, pull_at_edges
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
@@ -189,6 +189,8 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     shift: Found | None = found if found.is_shift and fits_inside else None
     start = found.place
     if shift:
+        if convinces(shift, s) and _lies_flat(shift, s):
+            return shift, True
         pair, as_it_is = found.pair, shift.fit.ncc
         if min(pair.crop.size_wh) >= s.ask_coarse_px:
             if pair.bands and pair.original.size_wh == original.search_plane.size_wh:
@@ -218,6 +220,17 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
     if stretched.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.ncc):
         return replace(free, fit=stretched, evidence=compare(free.pair, stretched.place, s)), False
     return free, False
+
+
+def _lies_flat(found: Found, s: MatcherSettings) -> bool:
+    """Whether a shift's tiles tell that neither a turn nor a stretch is left: then none needs to be registered."""
+    small = found.displacements(s)[0]
+    telling = small.sigmas_px < s.motion_sigma * found.pair.step
+    if telling.sum() < s.least_stretch_tiles:
+        return False
+    w, h = found.pair.grid.size_wh
+    pull_px, error_px = pull_at_edges(small, telling, w / h)
+    return pull_px < s.flat_px and error_px < s.flat_px / 2
 
 
 def _rest(ncc: float) -> float:
@@ -266,7 +279,7 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
 
     Aliasing moves tiles of a true crop at random; what has moved in the scene moves larger tiles, and the smaller ones in them, alike.
     """
-    small, large = displacements(found.pair, found.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
+    small, large = found.displacements(s)
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
         return _Unrest(False, 0, 0.0, np.inf, None, [])

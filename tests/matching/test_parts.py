@@ -18,7 +18,7 @@ from cropreg.matching import settle
 from cropreg.matching.fine import Window, common_place
 from cropreg.matching.follow import Found
 from cropreg.matching.judge import answer
-from cropreg.matching.local import displacements
+from cropreg.matching.local import displacements, pull_at_edges
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
@@ -121,6 +121,24 @@ def test_tiles_of_an_object_that_moved_tell_by_how_much():
     inner = found.shifts_px[6:8, 7:9]  # rows and columns of 32 px well inside the object
     assert np.allclose(inner[..., 0], -1, atol=0.25)
     assert still[:4].max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("stretch_x", "stretch_y", "turn_deg", "pull_px"),
+    [(1, 1, 0, 0), (1.002, 1, 0, 0.64), (1, 1.002, 0, 0.48), (0.998, 0.998, 0, 0.64), (1, 1, 0.1, 0.56), (1, 1, -0.1, 0.56)],
+)
+def test_tiles_tell_by_how_much_a_turn_or_a_stretch_moves_the_edges(stretch_x, stretch_y, turn_deg, pull_px):
+    picture = scene(8, 640, 480)[..., 1].astype(np.float32)
+    turn = np.deg2rad(turn_deg)
+    linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.diag([stretch_x, stretch_y])
+    center = np.array([319.5, 239.5])
+    matrix = np.column_stack([linear, center - linear @ center])
+    other = cv2.warpAffine(picture, matrix, (640, 480), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    pair = Pair(Plane(picture).smoothed(0.9), Plane(other).smoothed(0.9), 15)
+    tiles = displacements(pair, places.shifted(0, 0), tiles_px=(16,))[0]
+    pull, error = pull_at_edges(tiles, tiles.sigmas_px < 0.08, 640 / 480)
+    assert pull == pytest.approx(pull_px, rel=0.2, abs=0.03)  # one step of Lucas-Kanade overshoots
+    assert error < 0.03
 
 
 @pytest.mark.parametrize(("elsewhere", "tied"), [(0.9, False), (0.03, True)])
