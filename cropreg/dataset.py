@@ -173,7 +173,7 @@ class CropDataset(Dataset[tuple[Any, ...]]):
                 return decode_color(self._proxies.jpeg(int(self._positions[index])), uri)
             except UnreadableImage as error:
                 raise InputError(
-                    f"{self._dataset_uri}: the proxy of {uri} {error.cause}. Match again with --overwrite, or train with --from originals."
+                    f"{self._dataset_uri}: the proxy of {uri} {error.cause}. Match again with --overwrite, or read --from originals."
                 ) from error
         try:
             return decode_color(storage.read_bytes(uri), uri, max_pixels=self._max_pixels)

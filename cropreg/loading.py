@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +20,8 @@ from cropreg.errors import ClusterError, CropregError
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 from cropreg.strips import cut_strips, extents_of
+
+SIGNAL_WITHIN_S = 1.0  # after the end of a loading process's pipe, by which its death has been signalled
 
 
 class Steps(Sampler[list[int]]):
@@ -56,18 +61,28 @@ class Steps(Sampler[list[int]]):
 
 @contextlib.contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Says what it means when a loading process ends, which PyTorch tells as a RuntimeError wherever this process just is.
+    """Says what it means when a loading process ends, which PyTorch's handler of SIGCHLD tells as a RuntimeError wherever this one is.
+
+    Where this one was reading from that process, it sees the end of the pipe first.
 
     Raises:
         ClusterError: instead of that.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told: Exception = error
+        if not isinstance(error, RuntimeError):
+            try:
+                time.sleep(SIGNAL_WITHIN_S)  # ends with the signal
+            except RuntimeError as late:
+                told = late
+        if not str(told).startswith("DataLoader worker"):
             raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the end of the others would break into what closes on the way out
         raise ClusterError(
-            f"A process that loads pictures is gone ({str(error).strip().rstrip('.')}). Most often memory is short: use fewer "
+            f"A process that loads pictures is gone ({str(told).strip().rstrip('.')}). Most often memory is short: use fewer "
             "--loader-workers; with 0 the training process loads. Finished epochs are kept: run the same command with --resume."
         ) from error
 

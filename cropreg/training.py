@@ -118,7 +118,7 @@ class Learner:
         self.averaged: AveragedModel | None = None
         if settings.averaging:
             self.averaged = AveragedModel(core, use_buffers=True)
-            # Kept, for AveragedModel's own update looks for them at every step, which takes it 3 ms.
+            # Of AveragedModel its state's form is used.  Kept, for its own update looks for them at every step, which takes it 3 ms.
             self._parts = [_tensors(model) for model in (self.averaged.module, core)]
         self._decay = settings.averaging
         self.progression = Progression()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -44,9 +44,14 @@ class Found:
 
     def displacements(self, s: MatcherSettings) -> list[Displacements]:
         """By how much small and larger tiles would still like to move; measured once."""
-        if "_displacements" not in self.__dict__:
-            self.__dict__["_displacements"] = displacements(self.pair, self.place, (s.motion_tile_px, s.motion_tile_px * 3 // 2))
-        return self.__dict__["_displacements"]
+        tiles_px = s.motion_tile_px, s.motion_tile_px * 3 // 2
+        if tiles_px not in self._displacements:
+            self._displacements[tiles_px] = displacements(self.pair, self.place, tiles_px)
+        return self._displacements[tiles_px]
+
+    @cached_property
+    def _displacements(self) -> dict[tuple[int, int], list[Displacements]]:
+        return {}
 
     @property
     def merit(self) -> float:

@@ -52,7 +52,7 @@ class Picture:
         self._halved: dict[float, Plane] = {}
         self._planes: dict[tuple[float, int], Plane] = {}  # by step and band, 0 for none
         self._keypoints: Keypoints | None = None
-        self._maps: tuple[Plane, Maps | None] | None = None
+        self._maps: tuple[Plane, tuple[int, int], Maps | None] | None = None
         self.is_large = False
         """Whether a crop is at least half as long and as high as its original: it was hardly shrunk, and less of it will do."""
         self._decodes_whole = False
@@ -162,9 +162,10 @@ class Picture:
     def maps_in(self, original: Picture, template_px: int, band_px: int) -> Maps | None:
         """This crop correlated with an original at the same scale; kept for the original that was asked last."""
         plane = original.search_plane
-        if self._maps is None or self._maps[0] is not plane:
-            self._maps = plane, maps_at_same_scale(plane, self.search_plane, template_px, band_px)
-        return self._maps[1]
+        if self._maps is None or self._maps[0] is not plane or self._maps[1] != (template_px, band_px):
+            maps = maps_at_same_scale(plane, self.search_plane, template_px, band_px)
+            self._maps = plane, (template_px, band_px), maps
+        return self._maps[2]
 
     def full(self) -> NDArray[np.uint8]:
         """The grey picture at full size (H, W)."""

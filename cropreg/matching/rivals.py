@@ -38,8 +38,8 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         return Elsewhere(None, [])
     factor = reduction((template.shape[1], template.shape[0]), s.template_px)
     finer = min(2, factor)
-    banded = found.pair.bands is not None and template is found.pair.crop.pixels
-    repeats = _repeats(found.pair.target() if banded else band_pass(template, s.band_px), s)
+    has_band = found.pair.bands is not None and template is found.pair.crop.pixels  # but for its border
+    repeats = _repeats(found.pair.target() if has_band else band_pass(template, s.band_px), s)
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
@@ -47,7 +47,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         maps = _correlated(original, crop, found, template, k, s)
         # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
         here_x, here_y = (c / k for c in corner_xy)
-        for is_band, scores in enumerate(maps):
+        for is_band, scores in zip((False, True), maps, strict=False):  # none where the template is too large
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
             for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
@@ -64,7 +64,10 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
 def _correlated(
     original: Picture, crop: Picture, found: Found, template: NDArray[np.float32], factor: int, s: MatcherSettings
 ) -> tuple[NDArray[np.float32], ...]:
-    """The template's correlations with the original's plane, as they are and band-passed; those of the search if they are the same."""
+    """The template's correlations with the original's plane, as they are and band-passed.
+
+    At the resolution of the search those of the search: its planes were not smoothed before, which hardly shows once they are reduced.
+    """
     plane = found.pair.original
     if found.is_shift and factor > 1 and template is found.pair.crop.pixels:
         maps = crop.maps_in(original, s.template_px, s.band_px)

@@ -173,7 +173,9 @@ class MatcherSettings(Settings):
     motion_sigma: float = Field(0.08, description="plane px; tiles with a larger predicted error cannot tell")
     least_motion_tiles: int = Field(4, description="such tiles needed to do without full-size windows")
     least_stretch_tiles: int = Field(
-        12, ge=4, description="such tiles needed to tell a stretch of a resized crop from parts that move"
+        12,
+        ge=4,
+        description="such tiles needed to tell a stretch of a resized crop from parts that move, and that a plain crop has none",
     )
     calm_median: float = Field(
         3.0, description="median tile displacement in units of its error; true crops at 1/8 stay below 4.3, bursts above 13"

@@ -182,7 +182,8 @@ def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettin
 def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
     """Was the crop only cut out, or resized or turned as well?  The simplest model stands unless the next explains clearly more.
 
-    A large crop found at its own scale is asked at half the plane's resolution, which shows a turn or a stretch as well.
+    Where the tiles of a shift tell that nothing is left, nothing is asked.  A large crop found at its own scale is asked at half the
+    plane's resolution, which shows a turn or a stretch as well.
     """
     crop_wh, original_wh = crop.size_wh, original.size_wh
     fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]

@@ -111,7 +111,7 @@ def _train(
         steps = settings.max_epochs * math.ceil(share * num_train / settings.batch_size)
         with Progress("train" if share == 1 else f"train on {share:.3g} of the pairs", steps, "steps") as progress:
             if settings.num_workers == 0:
-                with naming_lost_processes():
+                with naming_lost_processes():  # on the cluster Ray Train starts a worker again, and a named error would stop that
                     _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share)
             else:
                 _fit_on_cluster(dataset, place, settings, address, progress, share)

@@ -14,9 +14,9 @@ from PIL import Image
 from cropreg.boxes import Box
 from cropreg.images import decode_reduced
 from cropreg.matching import place as places
-from cropreg.matching import settle
+from cropreg.matching import rivals, settle
 from cropreg.matching.fine import Window, common_place
-from cropreg.matching.follow import Found
+from cropreg.matching.follow import Found, follow
 from cropreg.matching.judge import answer
 from cropreg.matching.local import displacements, pull_at_edges
 from cropreg.matching.match import Match
@@ -25,10 +25,13 @@ from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.register import PATIENCE, register
 from cropreg.matching.rivals import Elsewhere
+from cropreg.matching.search import Candidate
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import verify
 
 from .conftest import encode, scene
+
+TURNED = np.array([[1.0, -1e-5, 300.0], [1e-5, 1.0, 200.0]])
 
 
 def test_the_settings_need_neither_opencv_nor_numpy():
@@ -139,6 +142,46 @@ def test_tiles_tell_by_how_much_a_turn_or_a_stretch_moves_the_edges(stretch_x, s
     pull, error = pull_at_edges(tiles, tiles.sigmas_px < 0.08, 640 / 480)
     assert pull == pytest.approx(pull_px, rel=0.2, abs=0.03)  # one step of Lucas-Kanade overshoots
     assert error < 0.03
+
+
+@pytest.mark.parametrize(("size_wh", "flat"), [((1000, 700), True), ((1004, 703), False), ((996, 697), False)])
+def test_tiles_tell_a_crop_as_it_was_cut_from_one_of_nearly_its_size(size_wh, flat):
+    original = scene(8)
+    crop = cv2.resize(original[200 : 200 + size_wh[1], 300 : 300 + size_wh[0]], (1000, 700), interpolation=cv2.INTER_AREA)
+    whole, part = Picture.of_pixels(original, "original"), Picture.of_pixels(crop, "crop")
+    s = MatcherSettings()
+    near = Candidate(places.shifted(300 + (size_wh[0] - 1000) / 2, 200 + (size_wh[1] - 700) / 2), 0.9, 16.0)
+    found = follow(whole, part, [near], "shift", "ncc", s)
+    assert found.is_shift
+    assert settle._lies_flat(found, s) is flat
+    assert settle.kept_or_free(whole, part, found, s)[1] is flat
+
+
+def test_a_crop_is_correlated_anew_with_another_original_or_otherwise():
+    one, other = (Picture.of_pixels(scene(seed), "") for seed in (8, 9))
+    crop = Picture.of_pixels(scene(8)[100:800, 200:1100], "")
+    first = crop.maps_in(one, 48, 15)
+    assert crop.maps_in(one, 48, 15) is first
+    for original, template_px, band_px in ((other, 48, 15), (one, 48, 15), (one, 96, 15), (one, 48, 9)):
+        fresh = Picture.of_pixels(scene(8)[100:800, 200:1100], "").maps_in(original, template_px, band_px)
+        again = crop.maps_in(original, template_px, band_px)
+        assert np.array_equal(again.plain, fresh.plain)
+        assert np.array_equal(again.banded, fresh.banded)
+
+
+@pytest.mark.parametrize(("finer", "anew"), [(1, False), (2, True)])
+def test_rivals_are_sought_on_the_search_s_maps_only_at_its_resolution(finer, anew):
+    whole, part = Picture.of_pixels(scene(8), ""), Picture.of_pixels(scene(8)[200:900, 300:1300], "")
+    s = MatcherSettings()
+    found = follow(whole, part, [Candidate(places.shifted(300, 200), 0.9, 16.0)], "shift", "ncc", s)
+    template, _ = rivals._on_grid(found)
+    factor = rivals.reduction((template.shape[1], template.shape[0]), s.template_px)
+    expected = rivals._correlated(whole, part, replace(found, fit=replace(found.fit, place=TURNED)), template, factor // finer, s)
+    kept = part.maps_in(whole, s.template_px, s.band_px)
+    scores = rivals._correlated(whole, part, found, template, factor // finer, s)
+    assert (scores[0] is kept.plain, scores[1] is kept.banded) == (not anew, not anew)
+    for ours, own in zip(scores, expected, strict=True):  # a crop that was turned has maps of its own
+        assert np.abs(ours - own).max() < 0.1
 
 
 @pytest.mark.parametrize(("elsewhere", "tied"), [(0.9, False), (0.03, True)])
