@@ -112,7 +112,7 @@ def _tiles(found: Found) -> Image:
 
 
 def _residual(found: Found) -> Image:
-    target, moved = found.pair.target(), found.pair.moved(found.pair.matrix(found.place))
+    target, moved = found.pair.target, found.pair.moved(found.pair.matrix(found.place))
     rest = target - np.float32(found.evidence.gain) * moved
     scale = 60 / max(float(target.std()), 1e-3)
     grey = np.clip(rest * scale + 128, 0, 255).astype(np.uint8)

@@ -128,7 +128,7 @@ def _nearby(pair: Pair, place: Affine, reach: int) -> Affine:
     matrix = pair.matrix(place)
     wider = places.compose(matrix, places.shifted(-reach, -reach))
     around = warped(pair.bands[0], wider, (w + 2 * reach, h + 2 * reach))
-    scores = cv2.matchTemplate(around, pair.target(), cv2.TM_CCOEFF_NORMED)
+    scores = cv2.matchTemplate(around, pair.target, cv2.TM_CCOEFF_NORMED)
     _, _, _, (x, y) = cv2.minMaxLoc(scores)
     return pair.place(places.compose(matrix, places.shifted(x - reach, y - reach)))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import Evidence, verify
 
 SAME_PLACE = 0.02  # of the crop's long side: what lies nearer is the same place, looked at closer
+KEPT_PAIRS = 8  # levels of one scale and those of another
 SAME_STEP = 0.02  # relative difference of two resolutions up to which the mean of a square is that of the same square
 
 
@@ -111,7 +112,7 @@ def _is_large(crop: Plane, s: MatcherSettings) -> bool:
     return min(crop.size_wh) >= 4 * s.band_px
 
 
-def _paired_at(original: Picture, crop: Picture, step: float, scale: float, s: MatcherSettings, level: int) -> Pair:
+def _paired_at(original: Picture, crop: Picture, s: MatcherSettings, step: float, scale: float, level: int) -> Pair:
     """The pair a candidate is followed on: coarse ones lose more of what is slow, for a vignette is all they would show of a clear sky."""
     pair = paired(original, crop, step * 2.0**level, scale, s)
     if level == 0 or pair.bands:
@@ -146,10 +147,11 @@ def follow(
     """
     best: Found | None = None
     seen: list[Affine] = []
+    pair_at = lru_cache(maxsize=KEPT_PAIRS)(partial(_paired_at, original, crop, s))
     for batch in (candidates[: s.first_followed], candidates[s.first_followed :]):
         small: list[Found] = []
         for candidate in batch:
-            found = _registered(original, crop, candidate, seen, model, method, s)
+            found = _registered(original, crop, candidate, pair_at, seen, model, method, s)
             if found is None or _is_at(found, but, crop.size_wh):
                 continue
             if found.pair.step > 1.5 and _is_small(found, model, s):
@@ -223,7 +225,14 @@ def _is_at(found: Found, known: Sequence[Affine], crop_wh: tuple[int, int]) -> b
 
 
 def _registered(
-    original: Picture, crop: Picture, candidate: Candidate, seen: list[Affine], model: str, method: str, s: MatcherSettings
+    original: Picture,
+    crop: Picture,
+    candidate: Candidate,
+    pair_at: Callable[[float, float, int], Pair],
+    seen: list[Affine],
+    model: str,
+    method: str,
+    s: MatcherSettings,
 ) -> Found | None:
     """A candidate registered at about the resolution it was found at; None if the pictures do not look alike there.
 
@@ -232,13 +241,12 @@ def _registered(
     scale = 1.0 if model == "shift" else places.scale(candidate.place)
     step = max(original.search_plane.step, crop.finest_step / scale)
     levels = _levels(candidate.step / step, model)
-    pair_at = partial(_paired_at, original, crop, step, scale, s)
     least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
-    fit = coarse_to_fine(pair_at, levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
+    fit = coarse_to_fine(partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
     if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
         return None
     seen.append(fit.place)
-    pair = pair_at(0)
+    pair = pair_at(step, scale, 0)
     return Found(fit, compare(pair, fit.place, s), method, pair)
 
 

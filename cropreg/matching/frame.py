@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, apply, compose, shifted
-from cropreg.matching.plane import Plane, between
+from cropreg.matching.plane import Plane, between, deviation
 
 EVEN = 2.5  # grey levels; a row of a frame deviates less, even after JPEG
 MOST = 0.35  # share of a side that a frame may take
@@ -173,10 +173,10 @@ def _spread(start: int, end: int, side: int) -> list[int]:
 
 def even_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
     """How many even lines of one tone lie at the left, top, right and bottom; none anywhere if fewer than two sides have any."""
-    border = [line.astype(np.float32) for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])]
-    if sum(float(line.std()) < EVEN for line in border) < 2:
+    border = pixels[:1], pixels[-1:], pixels[:, :1], pixels[:, -1:]
+    if sum(deviation(line) < EVEN for line in border) < 2:
         return 0, 0, 0, 0
-    tone = float(np.median(np.concatenate(border)))
+    tone = float(np.median(np.concatenate([line.ravel() for line in border])))
 
     def count(lines: NDArray[np.generic]) -> int:  # lines (n, length), outermost first
         most = int(len(lines) * MOST)

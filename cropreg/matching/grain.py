@@ -58,7 +58,7 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
     if x2 - x1 < w or y2 - y1 < h:
         return None
     pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), Plane(crop.full()), BAND_PX)
-    scores = bands_map(band_pass(pair.original.pixels, BAND_PX), pair.target())
+    scores = bands_map(band_pass(pair.original.pixels, BAND_PX), pair.target)
     _, _, _, (dx, dy) = cv2.minMaxLoc(scores)
     fit = register(
         pair,

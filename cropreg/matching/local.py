@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair
+from cropreg.matching.place import Affine, growth
+from cropreg.matching.plane import Pair, dot
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def pull_at_edges(tiles: Displacements, which: NDArray[np.bool_], aspect: float)
 
     The largest of the three, and the largest error, in px; ``aspect`` is the picture's width over its height.
     """
-    u, v = np.broadcast_arrays(_across(which.shape[1]), _across(which.shape[0])[:, None] / aspect)  # in halves of the width
-    u, v, (dx, dy) = u[which], v[which], tiles.shifts_px[which].T
+    rows, columns = np.nonzero(which)
+    u, v = _across(which.shape[1])[columns], _across(which.shape[0])[rows] / aspect  # in halves of the width
+    dx, dy = tiles.shifts_px[which].T
     weights = 1 / (tiles.sigmas_px[which] ** 2 + 1e-6)
     design = np.stack([np.ones_like(u), u, v])
     # Of x: a shift, a stretch and, against v, the turn; of y: a shift, a stretch and, with u, the turn.
@@ -86,8 +87,8 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
     Cost: 0.8 ms for 100,000 plane pixels.
     """
     matrix = pair.matrix(place)
-    target, moved = pair.target(), pair.moved(matrix)
-    gain = float(np.einsum("ij,ij->", moved, target)) / (float(np.einsum("ij,ij->", moved, moved)) + 1e-6)
+    target, moved = pair.target, pair.moved(matrix)
+    gain = dot(moved, target) / (dot(moved, moved) + 1e-6)
     rest = cv2.addWeighted(target, 1.0, moved, -gain, 0.0)
     both = cv2.addWeighted(target, 0.5, moved, 0.5 * gain, 0.0)
     gx = cv2.Sobel(both, cv2.CV_32F, 1, 0, ksize=1, scale=0.5)
@@ -98,7 +99,7 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
     for a, b in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest), (rest, rest)):
         product = cv2.multiply(a, b, dst=product)
         sums.append([_sums(product, w // nx, h // ny, nx, ny) for nx, ny in counts])
-    to_px = pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    to_px = pair.step * growth(matrix)
     return [_solved([s[i] for s in sums], (w // nx) * (h // ny), to_px) for i, (nx, ny) in enumerate(counts)]
 
 

@@ -28,6 +28,12 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     return np.array([[a * g + b * j, a * h + b * k, a * i + b * m + c], [d * g + e * j, d * h + e * k, d * i + e * m + f]])
 
 
+def moved_within(place: Affine, x: float, y: float) -> Affine:
+    """``compose(place, shifted(x, y))``, at a third of the cost."""
+    (a, b, c), (d, e, f) = place.tolist()
+    return np.array([[a, b, a * x + b * y + c], [d, e, d * x + e * y + f]])
+
+
 def invert(place: Affine) -> Affine:
     """The map back."""
     (a, b, c), (d, e, f) = place.tolist()
@@ -49,6 +55,12 @@ def scale(place: Affine) -> float:
     """Crop pixels per original pixel, the geometric mean of both axes."""
     x, y = scales(place)
     return math.sqrt(x * y)
+
+
+def growth(matrix: Affine) -> float:
+    """The inverse of :func:`scale`, by the area: of any map between two pictures, pixels of the one per pixel of the other."""
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return math.sqrt(abs(a * d - b * c))
 
 
 def angle_deg(place: Affine) -> float:

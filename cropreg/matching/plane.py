@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, compose, invert
+from cropreg.matching.place import Affine, compose, invert, moved_within
 
 _TO_CORNER: Affine = np.array([[1, 0, 0.5], [0, 1, 0.5]], np.float64)  # from a pixel's index to the corner coordinate of its centre
 ONE_THREAD = 2**18  # multiplications of a product of matrices up to which BLAS takes one thread, and so rounds alike everywhere
+PIECE_PX = 8192  # pixels of one product of vectors or thin matrices up to which it does so, too
 EDGE_PX = 2  # plane px; a Gaussian of 0.9 px reaches so far
 _TO_CENTER: Affine = np.array([[1, 0, -0.5], [0, 1, -0.5]], np.float64)
 
@@ -149,6 +150,14 @@ def _means_of(num: int, width_px: int) -> NDArray[np.float32]:
     return np.stack([lines[i : i + width_px].mean(0, dtype=np.float32) for i in range(num)])
 
 
+def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """The sum of the products of two arrays of the same shape, at a third of ``einsum``'s cost; the same for any number of threads."""
+    a, b = a.ravel(), b.ravel()
+    if a.size <= PIECE_PX:
+        return float(a @ b)
+    return float(sum(a[start : start + PIECE_PX] @ b[start : start + PIECE_PX] for start in range(0, a.size, PIECE_PX)))
+
+
 def deviation(pixels: NDArray[np.generic]) -> float:
     """The standard deviation of (h, w) pixels; five times as fast as numpy's."""
     return float(cv2.meanStdDev(pixels)[1][0, 0])
@@ -213,15 +222,21 @@ class Pair:
         """Original pixels per pixel of the original's plane."""
         return self.original.step
 
+    @cached_property
+    def templates(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float64], float]]:
+        """What registering has made of the crop alone, by model."""
+        return {}
+
+    @cached_property
     def target(self) -> NDArray[np.float32]:
         """The band-passed crop (h, w)."""
-        return self.bands[1].pixels if self.bands else self._inside(self.band(self.crop.pixels))  # type: ignore[return-value]
+        return np.ascontiguousarray(self.bands[1].pixels if self.bands else self._inside(self.band(self.crop.pixels)), np.float32)
 
     def moved(self, matrix: Affine) -> NDArray[np.float32]:
         """The band-passed original on the crop's grid (h, w); ``matrix`` as from :func:`between` with :attr:`grid`."""
         if self.bands:
             return warped(self.bands[0], matrix, self.grid.size_wh)
-        wider = compose(matrix, np.array([[1.0, 0.0, -self.edge_px], [0.0, 1.0, -self.edge_px]]))
+        wider = moved_within(matrix, -self.edge_px, -self.edge_px)
         return self._inside(self.band(warped(self.original, wider, self.crop.size_wh)))
 
     def reduced(self, factor: int) -> Pair:

@@ -7,15 +7,17 @@ The predicted error is that of least squares: covariance = mean squared residual
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, compose, invert, without_shear
-from cropreg.matching.plane import Pair
+from cropreg.matching.place import Affine, compose, growth, invert, moved_within, without_shear
+from cropreg.matching.plane import PIECE_PX, Pair, dot
 
 MODELS = {"shift": 2, "turn": 3, "scale": 3, "similarity": 4, "free": 5}
 """Number of parameters: a shift, with an angle, with one scale, with both, with two scales and an angle."""
@@ -23,7 +25,7 @@ MODELS = {"shift": 2, "turn": 3, "scale": 3, "similarity": 4, "free": 5}
 
 ROBUST_PX = 0.3  # plane px; a step shorter than this is near enough for outliers to stand out
 MOST_REWEIGHTED = 3  # times the weights are made anew
-PIECE_PX = 8192  # pixels of one product of matrices: so few that BLAS takes one thread, and so rounds alike everywhere
+KEPT_PX = 2**18  # pixels of a crop's plane up to which what follows from it alone is kept for the next candidate
 PATIENCE = 4  # steps after which a place that is right looks so; see ``least_ncc``
 COARSE_ITERATIONS = 8  # a coarse level only has to come within a pixel of the next
 
@@ -65,17 +67,15 @@ def register(
     """
     grid = pair.grid
     w, h = grid.size_wh
-    target = np.ascontiguousarray(pair.target())
-    descent = _steepest_descent(target, model)
+    target = pair.target
+    descent, plain, energy = _template(pair, model)
     matrix = pair.matrix(place)
-    energy = float(np.einsum("ij,ij->", target, target)) + 1e-6
-    weighted = descent
-    hessian, plain = np.eye(MODELS[model]), _normal(descent, descent)
+    weighted, hessian = descent, np.eye(MODELS[model])
     residual = np.zeros_like(target)
     ncc, step_px, reweighted = 0.0, np.inf, 0
     for done in range(iterations):
         moved = pair.moved(matrix)
-        product, own = float(np.einsum("ij,ij->", moved, target)), float(np.einsum("ij,ij->", moved, moved)) + 1e-6
+        product, own = dot(moved, target), dot(moved, moved) + 1e-6
         ncc = product / (own * energy) ** 0.5
         if ncc <= (least_ncc if done >= PATIENCE else 0.02):
             break
@@ -84,7 +84,7 @@ def register(
         outside = _outside(pair.original.size_wh, matrix, (w, h))
         # Far off, all differences are large and none an outlier; close by, weights hardly change any more.
         if robust and step_px < ROBUST_PX and reweighted < MOST_REWEIGHTED:
-            spread = float(np.einsum("ij->", np.abs(residual))) / residual.size
+            spread = cv2.norm(residual, cv2.NORM_L1) / residual.size
             weight = np.square(residual * np.float32(1 / (3.0 * spread + 1e-6)))
             weight += 1
             weighted = descent / weight.ravel()
@@ -102,20 +102,34 @@ def register(
         step_px = max(map(abs, delta))
         if (step_px < tolerance_px and (reweighted or not robust)) or step_px > max(w, h):
             break
-    squared = float(np.einsum("ij,ij->", residual, residual)) / residual.size
+    squared = dot(residual, residual) / residual.size
     sigma = np.inf
     if ncc > 0.02:
-        covariance = np.linalg.inv(hessian) * squared
-        edges = _edge_rows(model)
-        sigma = float(np.sqrt(np.maximum(np.einsum("ei,ij,ej->e", edges, covariance, edges), 0).max()))
-        sigma *= pair.step * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+        sigma = math.sqrt(squared * _edge_variance(hessian, model)) * pair.step * growth(matrix)
     # Planes have slightly different steps in x and y, so that a turn of one plane shears the place.
     place = pair.place(matrix) if model == "shift" else without_shear(pair.place(matrix), grid.center_xy, stretched=model == "free")
     return Fit(place, ncc, squared * target.size / energy, sigma, step_px < 0.1, model, step_px)
 
 
+def _template(pair: Pair, model: str) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+    """What only depends on the crop: the steepest descent, its normal equations and the crop's energy; kept with pairs of planes."""
+    if model in pair.templates:
+        return pair.templates[model]
+    target = pair.target
+    descent = _steepest_descent(target, model)
+    template = descent, _normal(descent, descent), dot(target, target) + 1e-6
+    if target.size <= KEPT_PX:
+        pair.templates[model] = template
+    return template
+
+
 def _normal(weighted: NDArray[np.float32], descent: NDArray[np.float32]) -> NDArray[np.float64]:
     """The matrix of the normal equations (parameters, parameters), never singular."""
+    if len(descent) == 2:  # three products of vectors are half the cost of one of matrices
+        (wx, wy), (x, y) = weighted, descent
+        xx, xy, yy = dot(wx, x), dot(wx, y), dot(wy, y)
+        ridge = 1e-9 * (xx + yy) + 1e-9
+        return np.array([[xx + ridge, xy], [xy, yy + ridge]])
     hessian = np.zeros((len(descent), len(descent)))
     for start in range(0, descent.shape[1], PIECE_PX):
         piece = slice(start, start + PIECE_PX)
@@ -174,7 +188,7 @@ def _hold_aspect(
     ratio = np.log(np.hypot(a, c) / np.hypot(b, d))
     row = np.array([0, 0, 2 / w, -2 / h, 0])
     known = 0.5 / min(w * pair.grid.step_xy[0], h * pair.grid.step_xy[1])
-    weight = (float(np.einsum("ij,ij->", residual, residual)) / residual.size + 1e-3) / known**2
+    weight = (dot(residual, residual) / residual.size + 1e-3) / known**2
     hessian += weight * np.outer(row, row)
     slope += weight * row * ratio
 
@@ -203,13 +217,15 @@ def _steepest_descent(target: NDArray[np.float32], model: str) -> NDArray[np.flo
 
 def _stepped(matrix: Affine, delta: list[float], size_wh: tuple[int, int], model: str) -> Affine:
     """``matrix`` behind the inverse of the small warp of the crop's grid, about its centre, that ``delta`` stands for."""
+    if model == "shift":
+        return moved_within(matrix, -delta[0], -delta[1])
     w, h = size_wh
     stretch_x = stretch_y = turn = 0.0
     if model == "free":
         stretch_x, stretch_y, turn = delta[2] / (w / 2), delta[3] / (h / 2), delta[4] / (w / 2)
     elif model == "turn":
         turn = delta[2] / (w / 2)
-    elif model != "shift":
+    else:
         stretch_x = stretch_y = delta[2] / (w / 2)
         turn = delta[3] / (w / 2) if model == "similarity" else 0.0
     x, y = (w - 1) / 2, (h - 1) / 2
@@ -219,6 +235,16 @@ def _stepped(matrix: Affine, delta: list[float], size_wh: tuple[int, int], model
     return compose(matrix, invert(warp))
 
 
+def _edge_variance(hessian: NDArray[np.float64], model: str) -> float:
+    """The largest variance of a box edge, in crop plane pixels squared, for residuals of variance 1."""
+    if model == "shift":
+        (a, b), (_, d) = hessian.tolist()
+        return float(max(a, d) / max(a * d - b * b, 1e-30))
+    edges = _edge_rows(model)
+    return max(0.0, float((edges @ np.linalg.inv(hessian) * edges).sum(1).max()))
+
+
+@lru_cache(maxsize=len(MODELS))
 def _edge_rows(model: str) -> NDArray[np.float64]:
     """How each box edge moves with the parameters (4, parameters), in crop plane pixels."""
     shift = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float64)

@@ -39,7 +39,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     factor = reduction((template.shape[1], template.shape[0]), s.template_px)
     finer = min(2, factor)
     has_band = found.pair.bands is not None and template is found.pair.crop.pixels  # but for its border
-    repeats = _repeats(found.pair.target() if has_band else band_pass(template, s.band_px), s)
+    repeats = _repeats(found.pair.target if has_band else band_pass(template, s.band_px), s)
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []

@@ -70,7 +70,7 @@ def peaks(
         _, best, _, (x, y) = cv2.minMaxLoc(left)
         if best <= 0:
             break
-        found.append((x + _vertex(scores[y], x), y + _vertex(scores[:, x], y), float(best)))
+        found.append((x + _vertex(scores[y], x), y + _vertex(scores[:, x], y), best))
         left[max(0, y - apart_px) : y + apart_px + 1, max(0, x - apart_px) : x + apart_px + 1] = -1
     return found
 
@@ -79,7 +79,7 @@ def _vertex(line: NDArray[np.float32], i: int) -> float:
     """The offset in (-0.5, 0.5) of the parabola through a maximum and its two neighbours; 0 at a border."""
     if i == 0 or i == len(line) - 1:
         return 0.0
-    before, here, after = (float(v) for v in line[i - 1 : i + 2])
+    before, here, after = line[i - 1 : i + 2].tolist()
     bend = before - 2 * here + after
     return 0.0 if bend >= -1e-9 else min(0.5, max(-0.5, (before - after) / (2 * bend)))
 

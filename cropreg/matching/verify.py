@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, between, warped
+from cropreg.matching.plane import Pair, between, dot, warped
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
     """
     w, h = pair.grid.size_wh
     matrix = pair.matrix(place)
-    target, moved = pair.target(), pair.moved(matrix)
+    target, moved = pair.target, pair.moved(matrix)
     target_raw = pair.crop.pixels
     moved_raw = warped(pair.original, between(pair.original, pair.crop, place), pair.crop.size_wh)
-    nx, ny = (int(np.clip(n // least_tile_px, 1, most_tiles)) for n in (w, h))
+    nx, ny = (min(most_tiles, max(1, n // least_tile_px)) for n in (w, h))
     tw, th = w // nx, h // ny
 
     def means(values: NDArray[np.float32]) -> NDArray[np.float64]:  # (ny, nx)
@@ -85,14 +85,16 @@ def quantile(values: NDArray[np.float64], share: float) -> float:
 def zero_mean_ncc(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Zero-mean normalised cross-correlation of two pictures of the same size, in [-1, 1]; 0 when one of them is flat."""
     a, b = a - np.float32(cv2.mean(a)[0]), b - np.float32(cv2.mean(b)[0])
-    aa, bb, ab = (float(np.einsum("ij,ij->", x, y)) for x, y in ((a, a), (b, b), (a, b)))
+    aa, bb, ab = dot(a, a), dot(b, b), dot(a, b)
     return ab / (aa * bb) ** 0.5 if aa > 1e-3 * a.size and bb > 1e-3 * b.size else 0.0
 
 
 def inside_share(original_wh: tuple[int, int], matrix: Affine, crop_wh: tuple[int, int]) -> float:
     """The share of the crop's width or height that lies inside the original, the smaller of both."""
-    w, h = crop_wh
-    corners = np.array([[-0.5, -0.5], [w - 0.5, -0.5], [-0.5, h - 0.5], [w - 0.5, h - 0.5]]) @ matrix[:, :2].T + matrix[:, 2] + 0.5
-    low, high = corners.min(0), corners.max(0)
-    kept = np.minimum(high, original_wh) - np.maximum(low, 0)
-    return float(np.clip(kept / (high - low), 0, 1).min())
+    shares = []
+    for (a, b, at), length in zip(matrix.tolist(), original_wh, strict=True):
+        reach_x, reach_y = a * crop_wh[0], b * crop_wh[1]
+        low = at + 0.5 - (a + b) / 2 + min(0.0, reach_x) + min(0.0, reach_y)
+        high = low + abs(reach_x) + abs(reach_y)
+        shares.append((min(high, length) - max(low, 0.0)) / (high - low))
+    return min(1.0, max(0.0, min(shares)))
