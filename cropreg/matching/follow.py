@@ -242,7 +242,9 @@ def _registered(
     step = max(original.search_plane.step, crop.finest_step / scale)
     levels = _levels(candidate.step / step, model)
     least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
-    fit = coarse_to_fine(partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc)
+    fit = coarse_to_fine(
+        partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc
+    )
     if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
         return None
     seen.append(fit.place)
