@@ -300,9 +300,9 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
 
 
 def around(original: Plane, place: Affine, crop_wh: tuple[int, int], margin_px: float) -> Plane:
-    """The part of a full-size plane that a place covers, and a margin."""
+    """The part of a plane that a place covers, and a margin in plane pixels."""
     w, h = crop_wh
-    corners = places.apply(place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    corners = (places.apply(place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64)) - original.shift_xy) / original.step_xy
     low = np.clip(np.floor(corners.min(0) - margin_px), 0, np.array(original.size_wh) - 1).astype(int)
     high = np.clip(np.ceil(corners.max(0) + margin_px), low + 1, np.array(original.size_wh)).astype(int)
     return original.window(int(low[0]), int(low[1]), int(high[0]), int(high[1]))

@@ -13,7 +13,7 @@ from cropreg.matching.follow import convinces
 from cropreg.matching.match import Match
 from cropreg.matching.rivals import Elsewhere
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import Settled
+from cropreg.matching.settle import Settled, is_burst
 from cropreg.matching.verify import Evidence
 
 CALIBRATION = {"median": 0.17, "low": 1.72, "band": 1.2, "log_tiles": 1.23, "constant": -2.57}
@@ -60,7 +60,7 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
         return "found", None
     found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
     if windows is not None:
-        if settled.moved >= max(s.burst_windows, s.burst_share * len(windows)):
+        if is_burst(settled.moved, windows, s):
             return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
         if left_over >= s.another_picture:
             return (

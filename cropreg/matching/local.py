@@ -81,6 +81,30 @@ def pull_at_edges(tiles: Displacements, which: NDArray[np.bool_], aspect: float)
     return float((np.abs(pull[2:]) * reach).max()), float((np.sqrt(np.diag(covariance)[2:]) * reach).max())
 
 
+def lean(tiles: Displacements, which: NDArray[np.bool_], aspect: float) -> tuple[float, float]:
+    """As :func:`pull_at_edges`, but outliers count less and the tiles' own disagreement makes the error: the pull, and how sure it is.
+
+    The second is the most that one of the three is of its own error; about 1 where nothing pulls.
+    """
+    rows, columns = np.nonzero(which)
+    u, v = _across(which.shape[1])[columns], _across(which.shape[0])[rows] / aspect
+    one, none = np.ones_like(u), np.zeros_like(u)
+    design = np.concatenate([np.stack([one, none, u, none, -v], 1), np.stack([none, one, none, v, u], 1)])  # (2 n, 5)
+    shifts = tiles.shifts_px[which].T.ravel()
+    base = np.tile(1 / (tiles.sigmas_px[which] ** 2 + 1e-6), 2)
+    weights = base
+    for _ in range(4):
+        weighted = design * weights[:, None]
+        normal = weighted.T @ design + 1e-9 * weights.sum() * np.eye(5)
+        pull = np.linalg.solve(normal, weighted.T @ shifts)
+        rest = np.abs(shifts - design @ pull) * np.sqrt(base)
+        spread = max(1.0, float(np.median(rest)) / 0.6745)  # of a normal distribution half lies within
+        weights = base / (1 + (rest / (2 * spread)) ** 2)
+    errors = spread * np.sqrt(np.diag(np.linalg.inv(normal))[2:])
+    reach = np.array([1.0, 1 / aspect, max(1.0, 1 / aspect)])
+    return float((np.abs(pull[2:]) * reach).max()), float((np.abs(pull[2:]) / errors).max())
+
+
 def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[Displacements]:
     """Measures every tile, for each side of a tile in plane pixels.  Valid up to about one plane pixel.
 

@@ -20,12 +20,13 @@ from cropreg.matching.fine import (
     window_at,
 )
 from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
-from cropreg.matching.local import common_stretch, pull_at_edges
+from cropreg.matching.local import common_stretch, lean, pull_at_edges
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.register import register
 from cropreg.matching.residual import coarser_steps, unexplained
+from cropreg.matching.rounding import SNAPPED
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import quantile
 
@@ -114,21 +115,30 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
-    if steps is not None and (same_size or moved):
+    if steps is not None and (same_size or moved) and not is_burst(moved, windows, s):
         left_over = _unexplained(original, crop, place, steps, s)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
 
 
+def is_burst(moved: int, windows: list[Window], s: MatcherSettings) -> bool:
+    """Whether so many of the windows have moved that they alone tell a neighbouring frame."""
+    return moved >= max(s.burst_windows, s.burst_share * len(windows))
+
+
 def _unexplained(original: Picture, crop: Picture, place: Affine, steps: NDArray[np.float64], s: MatcherSettings) -> float | None:
-    """:func:`unexplained`; where that is too much, whether the crop was saved twice, or made black and white, is looked at, too."""
+    """:func:`unexplained`; where that is too much, whether the crop was saved twice, or made black and white, is looked at, too.
+
+    Of a file that rounds nothing away an earlier one is looked for at once: what that has left is easily explained.
+    """
     full_o, full_c = Plane(original.full()), Plane(crop.full())
-    left_over = unexplained(full_o, full_c, place, steps)
-    if left_over is None or left_over < s.most_unexplained:
-        return left_over
+    if steps.max() >= SNAPPED:
+        left_over = unexplained(full_o, full_c, place, steps, enough=s.most_unexplained)
+        if left_over is None or left_over < s.most_unexplained:
+            return left_over
     earlier = coarser_steps(full_c, steps)
     steps = steps if earlier is None else earlier
     colours = original.colours() if crop.is_colourless else []
-    return unexplained(full_o, full_c, place, steps, colours)
+    return unexplained(full_o, full_c, place, steps, colours, enough=s.most_unexplained)
 
 
 def _error_px(found: Found, kept: bool) -> float:
@@ -182,16 +192,18 @@ def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettin
 def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
     """Was the crop only cut out, or resized or turned as well?  The simplest model stands unless the next explains clearly more.
 
-    Where the tiles of a shift tell that nothing is left, nothing is asked.  A large crop found at its own scale is asked at half the
-    plane's resolution, which shows a turn or a stretch as well.
+    Where the tiles of a shift tell that nothing is left, nothing is asked, and where they tell of more, it is not taken for a shift: of
+    a crop with noise or tones of its own no model explains much more than another.  A large crop found at its own scale is asked at half
+    the plane's resolution, which shows a turn or a stretch as well.
     """
     crop_wh, original_wh = crop.size_wh, original.size_wh
     fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]
     shift: Found | None = found if found.is_shift and fits_inside else None
     start = found.place
-    if shift:
-        if convinces(shift, s) and _lies_flat(shift, s):
-            return shift, True
+    if shift and convinces(shift, s) and _lies_flat(shift, s):
+        return shift, True
+    leans = shift is not None and _leans(shift, s)
+    if shift and not leans:
         pair, as_it_is = found.pair, shift.fit.ncc
         if min(pair.crop.size_wh) >= s.ask_coarse_px:
             if pair.bands and pair.original.size_wh == original.search_plane.size_wh:
@@ -209,7 +221,9 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
         free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
     if not free.fit.converged or free.evidence.inside <= s.least_inside or _rest(free.fit.ncc) > s.free_gain * _rest(found.fit.ncc):
         free = found
-    if shift is None and fits_inside and _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg):
+    elif leans:
+        shift = None
+    if shift is None and fits_inside and not leans and _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg):
         cx, cy = places.center(free.place, crop_wh)
         shift = refit(free, places.shifted(cx - crop_wh[0] / 2, cy - crop_wh[1] / 2), "shift", s)
     if shift is not None:
@@ -232,6 +246,17 @@ def _lies_flat(found: Found, s: MatcherSettings) -> bool:
     w, h = found.pair.grid.size_wh
     pull_px, error_px = pull_at_edges(small, telling, w / h)
     return pull_px < s.flat_px and error_px < s.flat_px / 2
+
+
+def _leans(found: Found, s: MatcherSettings) -> bool:
+    """Whether a shift's tiles clearly tell of a turn or a stretch."""
+    small = found.displacements(s)[0]
+    telling = small.sigmas_px < s.leaning_sigma * found.pair.step
+    if telling.sum() < s.least_stretch_tiles:
+        return False
+    w, h = found.pair.grid.size_wh
+    pull_px, surely = lean(small, telling, w / h)
+    return pull_px > s.leaning_px and surely > s.leaning_sure
 
 
 def _rest(ncc: float) -> float:

@@ -157,6 +157,24 @@ def test_tiles_tell_a_crop_as_it_was_cut_from_one_of_nearly_its_size(size_wh, fl
     assert settle.kept_or_free(whole, part, found, s)[1] is flat
 
 
+@pytest.mark.parametrize(("turn_deg", "kept"), [(0.0, True), (0.4, False), (-0.8, False)])
+def test_tiles_tell_a_turn_though_no_place_explains_much_of_the_crop(turn_deg, kept):
+    """A black and white crop may have tones of its own, of which the original's grey shows hardly more after the turn than before."""
+    original = scene(7)
+    matrix = cv2.getRotationMatrix2D((900, 600), turn_deg, 1.0)
+    matrix[:, 2] -= 400, 250
+    crop = cv2.warpAffine(original, matrix, (1000, 700), flags=cv2.INTER_CUBIC).astype(np.float32)
+    own = cv2.resize(np.random.default_rng(4).normal(0, 15, (70, 100)), (1000, 700), interpolation=cv2.INTER_CUBIC)
+    crop = np.clip(crop + own[..., None], 0, 255).astype(np.uint8)
+    whole, part = Picture.of_pixels(original, "original"), Picture.of_pixels(crop, "crop")
+    s = MatcherSettings()
+    found = follow(whole, part, [Candidate(places.shifted(400, 250), 0.9, 16.0)], "shift", "ncc", s)
+    assert found.is_shift
+    free, was_kept = settle.kept_or_free(whole, part, found, s)
+    assert was_kept is kept
+    assert places.angle_deg(free.place) == pytest.approx(turn_deg, abs=0.05)
+
+
 def test_a_crop_is_correlated_anew_with_another_original_or_otherwise():
     one, other = (Picture.of_pixels(scene(seed), "") for seed in (8, 9))
     crop = Picture.of_pixels(scene(8)[100:800, 200:1100], "")
