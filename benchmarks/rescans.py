@@ -47,6 +47,12 @@ def without_colour(part: Part, rng: np.random.Generator) -> Part:
 WAYS: dict[str, Save] = {
     "JPEG 90": lambda part, rng: jpeg(part, 90),
     "JPEG 75": lambda part, rng: jpeg(part, 75),
+    "JPEG 60": lambda part, rng: jpeg(part, 60),
+    "JPEG 40": lambda part, rng: jpeg(part, 40),
+    "sharpened, JPEG 75": lambda part, rng: jpeg(part * 1.6 - cv2.GaussianBlur(part, (0, 0), 1.2) * 0.6, 75),
+    "enlarged 1.3 times, JPEG 75": lambda part, rng: jpeg(
+        cv2.resize(part, None, fx=1.3, fy=1.3, interpolation=cv2.INTER_CUBIC), 75
+    ),
     "PNG": lambda part, rng: encode(whole(part), "PNG"),
     "JPEG 90, then PNG": lambda part, rng: encode(whole(again(jpeg(part, 90))), "PNG"),
     "JPEG 75, then PNG": lambda part, rng: encode(whole(again(jpeg(part, 75))), "PNG"),

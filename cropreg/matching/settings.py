@@ -241,7 +241,10 @@ class MatcherSettings(Settings):
     )
     whole_sigmas: float = Field(8.0, gt=0, description="the same in units of their error; true ones, skies among them, reach 15")
     rescan_scale: float = Field(
-        1.1, description="crops that were resampled at nearly the original's size must be explained by it, or are another scan"
+        1.1,
+        gt=1,
+        description="crops resampled at nearly the original's size, or enlarged, must be explained by it, or are another scan; "
+        "smaller ones do not show enough to decode both files for",
     )
     most_unexplained: float = Field(
         2.6,

@@ -67,9 +67,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     unrest = _unrest(found, kept, s)
     if unrest.stretch_px is not None:
         found = replace(found, fit=replace(found.fit, place=places.stretched(found.place, crop.size_wh, unrest.stretch_px)))
-    same_size = not kept and 1 / s.rescan_scale < places.scale(found.place) < s.rescan_scale
+    noisy = not kept and places.scale(found.place) > 1 / s.rescan_scale  # it shows all of the noise, or another one
+    same_size = noisy and places.scale(found.place) < s.rescan_scale
     sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
-    if unrest.calm and sure and not same_size and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
+    if unrest.calm and sure and not noisy and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     if unrest.median >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
@@ -90,7 +91,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         between = float(np.abs(place[:, 2] + shift - whole).max())
         kept = between <= max(s.whole_px, s.whole_sigmas * error_px)  # else it was sampled anew, or scanned
         common = place = places.compose(places.shifted(*(whole - place[:, 2] if kept else shift)), place)
-        same_size = not kept
+        same_size = noisy = not kept
         scattered_px = _windows_error_px(windows, start, place, 0.0)
         error_px = scattered_px if scattered_px > s.scattered_px else error_px
     elif not kept and len(windows) >= 3:
@@ -115,7 +116,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
-    if steps is not None and (same_size or moved) and not is_burst(moved, windows, s):
+    if steps is not None and (noisy or moved) and not is_burst(moved, windows, s):
         left_over = _unexplained(original, crop, place, steps, s)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
 
@@ -137,8 +138,11 @@ def _unexplained(original: Picture, crop: Picture, place: Affine, steps: NDArray
             return left_over
     earlier = coarser_steps(full_c, steps)
     steps = steps if earlier is None else earlier
-    colours = original.colours() if crop.is_colourless else []
-    return unexplained(full_o, full_c, place, steps, colours, enough=s.most_unexplained)
+    if not crop.is_colourless:
+        left_over = unexplained(full_o, full_c, place, steps, enough=s.most_unexplained)
+        if left_over is None or left_over < s.most_unexplained:
+            return left_over
+    return unexplained(full_o, full_c, place, steps, original.colours(), enough=s.most_unexplained)
 
 
 def _error_px(found: Found, kept: bool) -> float:
