@@ -248,8 +248,8 @@ class MatcherSettings(Settings):
     )
     most_unexplained: float = Field(
         2.1,
-        description="variance of what neither the original nor the crop's file explains, over what is allowed for: of 1,100 turned crops of "
-        "any quality one reaches 2.2; of another scan's crops 5% have less at JPEG 75, half at JPEG 40",
+        description="variance of what neither the original nor the crop's file explains, over what is allowed for: of 1,100 turned "
+        "crops of any quality one reaches 2.2; of another scan's crops one in ten has less at JPEG 75, half at JPEG 40",
     )
     another_picture: float = Field(
         3.0,
