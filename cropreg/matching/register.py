@@ -71,8 +71,8 @@ def register(
     descent, plain, energy = _template(pair, model)
     matrix = pair.matrix(place)
     weighted, hessian = descent, np.eye(MODELS[model])
-    residual = np.zeros_like(target)
-    ncc, step_px, reweighted = 0.0, np.inf, 0
+    residual = np.empty_like(target)
+    ncc, step_px, reweighted, done = 0.0, np.inf, 0, 0
     for done in range(iterations):
         moved = pair.moved(matrix)
         product, own = dot(moved, target), dot(moved, moved) + 1e-6
@@ -102,7 +102,7 @@ def register(
         step_px = max(map(abs, delta))
         if (step_px < tolerance_px and (reweighted or not robust)) or step_px > max(w, h):
             break
-    squared = dot(residual, residual) / residual.size
+    squared = dot(residual, residual) / residual.size if ncc > 0.02 or done else 0.0
     sigma = np.inf
     if ncc > 0.02:
         sigma = math.sqrt(squared * _edge_variance(hessian, model)) * pair.step * growth(matrix)

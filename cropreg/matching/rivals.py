@@ -15,7 +15,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
-from cropreg.matching.search import bands_map, correlation_map, peaks, reduction
+from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
 
 
@@ -50,10 +50,11 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         for is_band, scores in zip((False, True), maps, strict=False):  # none where the template is too large
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
-            for peak_x, peak_y, ncc in peaks(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
+            for column, row, ncc in summits(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
                 if not is_band:
                     best = ncc if best is None else max(best, ncc)
                 if ncc > (max(0.3, s.rival_share * at_place) if is_band else at_place - s.rival_gap):
+                    peak_x, peak_y = vertex(scores, column, row)
                     starts.append((ncc + is_band, (peak_x - here_x) * k, (peak_y - here_y) * k))
     starts.sort(reverse=True)
     near = _registered(found, starts[: s.search_peaks if repeats else s.search_peaks // 2], factor, crop.size_wh, s)

@@ -51,10 +51,20 @@ def bands_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> N
     return np.asarray(cv2.divide(scores, squares, dst=scores, scale=1 / length), np.float32)
 
 
-def peaks(
+def peaks(scores: NDArray[np.float32], count: int, apart_px: int) -> list[tuple[float, float, float]]:
+    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, to parts of a pixel."""
+    return [(*vertex(scores, x, y), score) for x, y, score in summits(scores, count, apart_px)]
+
+
+def vertex(scores: NDArray[np.float32], x: int, y: int) -> tuple[float, float]:
+    """A maximum at whole pixels to parts of one."""
+    return x + _vertex(scores[y], x), y + _vertex(scores[:, x], y)
+
+
+def summits(
     scores: NDArray[np.float32], count: int, apart_px: int, but_near_xy: tuple[int, int] | None = None
-) -> list[tuple[float, float, float]]:
-    """The ``count`` best local maxima as (x, y, score), at least ``apart_px`` from each other, to parts of a pixel.
+) -> list[tuple[int, int, float]]:
+    """:func:`peaks` at whole pixels.
 
     Those within ``apart_px`` of ``but_near_xy`` are left out; the slope that leads up to that place is no maximum either.
     """
@@ -70,7 +80,7 @@ def peaks(
         _, best, _, (x, y) = cv2.minMaxLoc(left)
         if best <= 0:
             break
-        found.append((x + _vertex(scores[y], x), y + _vertex(scores[:, x], y), best))
+        found.append((x, y, best))
         left[max(0, y - apart_px) : y + apart_px + 1, max(0, x - apart_px) : x + apart_px + 1] = -1
     return found
 
