@@ -63,6 +63,8 @@ def inside_frame(crop: Picture) -> Inner | None:
     left, top, right, bottom = (n + e for n, e in zip(sides, extra, strict=True))
     inner = np.ascontiguousarray(pixels[top : height - bottom, left : width - right])
     picture = Picture.of_pixels(inner, crop.name)
+    picture.rounding_steps = crop.rounding_steps
+    picture.block_corner_xy = (crop.block_corner_xy[0] - left) % 8, (crop.block_corner_xy[1] - top) % 8
     return Inner(picture, (sides[0], sides[1], sides[2], sides[3]), (extra[0], extra[1], extra[2], extra[3]))
 
 

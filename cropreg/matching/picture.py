@@ -26,6 +26,7 @@ FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are ask
 LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
 SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
 ROUNDED = 2  # grey levels by which the channels of a black and white picture may differ
+TRANSPOSED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations: what becomes of the stored picture
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -82,13 +83,22 @@ class Picture:
         """(width, height), upright."""
         return self.header.width, self.header.height
 
-    @property
+    @cached_property
     def rounding_steps(self) -> NDArray[np.float64] | None:
-        """What the file's coding has rounded the grey picture's DCT to (8, 8), nought if to nothing; None where that is not known."""
+        """What the file's coding has rounded the upright grey picture's DCT to (8, 8), nought if to nothing; None if not known."""
         if self.header.lossless:
             return np.zeros((8, 8))
         steps = self.header.luma_steps if self.header.mode in ("L", "RGB") else ()
-        return np.reshape(steps, (8, 8)).astype(np.float64) if steps else None
+        if not steps:
+            return None
+        stored = np.reshape(steps, (8, 8)).astype(np.float64)
+        return stored.T if self.header.orientation in TRANSPOSED else stored
+
+    @cached_property
+    def block_corner_xy(self) -> tuple[int, int]:
+        """Where the first whole block of the file's coding begins in the upright picture: those of a flipped one end at its border."""
+        (w, h), orientation = self.size_wh, self.header.orientation
+        return w % 8 if orientation in FLIPPED_X else 0, h % 8 if orientation in FLIPPED_Y else 0
 
     @property
     def factor(self) -> int:
@@ -218,7 +228,9 @@ class Picture:
     def mirrored(self) -> Picture:
         """This picture with left and right exchanged; shares what was decoded."""
         twin = Picture(b"", self.name)
-        twin.header = self.header
+        twin.header, twin.rounding_steps = self.header, self.rounding_steps
+        left, top = self.block_corner_xy
+        twin.block_corner_xy = (self.size_wh[0] - left) % 8, top
         plane = self.search_plane
         right = plane.shift_xy[0] + plane.size_wh[0] * plane.step_xy[0]
         twin.search_plane = Plane(cv2.flip(plane.pixels, 1), plane.step_xy, (self.size_wh[0] - right, plane.shift_xy[1]))

@@ -77,14 +77,18 @@ class Plane:
         return Plane(pixels, (self.step_xy[0] * factor, self.step_xy[1] * factor), self.shift_xy)
 
     def resampled(self, step: float) -> Plane:
-        """Shrinks the plane to about ``step`` full-size pixels per pixel; never enlarges."""
+        """Shrinks the plane to about ``step`` full-size pixels per pixel; never enlarges.
+
+        Far ones leave out what does not fill a cell at the right and bottom, as :meth:`reduced` does.
+        """
         if step < self.step * 1.02:
             return self
         whole = round(step / self.step)
         if abs(whole * self.step - step) < 0.002 * step and min(self.size_wh) >= whole:
             return self.reduced(whole)  # 40 times cheaper than a factor that is not whole
-        if step >= 4 * self.step and min(self.size_wh) >= 4:  # most of the way in halvings, which cost next to nothing
-            return self.reduced(2 ** (math.floor(math.log2(step / self.step)) - 1)).resampled(step)
+        halved = 2 ** max(0, math.floor(math.log2(step / self.step)) - 1)
+        if halved > 1 and min(self.size_wh) >= halved:  # most of the way in halvings, which cost next to nothing
+            return self.reduced(halved).resampled(step)
         w, h = (max(1, round(n * s / step)) for n, s in zip(self.size_wh, self.step_xy, strict=True))
         pixels = cv2.resize(self.pixels, (w, h), interpolation=cv2.INTER_AREA)
         return Plane(pixels, (self.step_xy[0] * self.size_wh[0] / w, self.step_xy[1] * self.size_wh[1] / h), self.shift_xy)
@@ -225,9 +229,9 @@ class Pair:
         return self.original.step
 
     @cached_property
-    def templates(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float64], float]]:
-        """What registering has made of the crop alone, by model."""
-        return {}
+    def template(self) -> list[tuple[NDArray[np.float32], NDArray[np.float64], float]]:
+        """What registering a shift has made of the crop alone; empty before."""
+        return []
 
     @cached_property
     def target(self) -> NDArray[np.float32]:

@@ -112,14 +112,17 @@ def register(
 
 
 def _template(pair: Pair, model: str) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
-    """What only depends on the crop: the steepest descent, its normal equations and the crop's energy; kept with pairs of planes."""
-    if model in pair.templates:
-        return pair.templates[model]
+    """What only depends on the crop: the steepest descent, its normal equations and the crop's energy.
+
+    Kept for shifts, of which several are tried on the same planes.
+    """
+    if model == "shift" and pair.template:
+        return pair.template[0]
     target = pair.target
     descent = _steepest_descent(target, model)
     template = descent, _normal(descent, descent), dot(target, target) + 1e-6
-    if target.size <= KEPT_PX:
-        pair.templates[model] = template
+    if model == "shift" and target.size <= KEPT_PX:
+        pair.template.append(template)
     return template
 
 
@@ -248,8 +251,6 @@ def _edge_variance(hessian: NDArray[np.float64], model: str) -> float:
 def _edge_rows(model: str) -> NDArray[np.float64]:
     """How each box edge moves with the parameters (4, parameters), in crop plane pixels."""
     shift = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float64)
-    if model == "shift":
-        return shift
     side = np.array([-1.0, -1.0, 1.0, 1.0])
     if model == "turn":
         return np.hstack([shift, np.zeros((4, 1))])

@@ -19,7 +19,8 @@ ROUNDING = 0.25  # grey levels squared: both files' rounding to whole numbers, a
 MISFIT = 0.003  # share of the picture's own energy: how well a few kernels stand for the one an editor has used
 SNAPPED = 2.0  # steps from which a coefficient tells the multiple it was: rounding to whole grey levels moves it by 0.3
 LEAST_INTERVAL = 0.5  # of a coefficient that was not rounded; any that is small will do
-LEAST_POWER, MOST_POWER = -2, 6  # of 2: between them the likelihood is looked at
+LEAST_POWER, MOST_POWER = -2, 6  # of 2: between them the summit of the likelihood is looked for
+LEAST_LIKELY = 1e-12
 TIMES = 40  # by when what is expected of turned crops of JPEG 15 has come to rest
 RIDGE = 1e-4
 MOST_LOGITS = 60.0
@@ -88,7 +89,7 @@ def excess(known: NDArray[np.float32], window: NDArray[np.uint8], steps: NDArray
     waves = (coefficients(known.reshape(-1, size, size))[..., told] / allowed).reshape(len(known), -1)
     low, high = np.ravel(middle - half), np.ravel(middle + half)
     normal = (waves @ waves.T).astype(np.float64)
-    normal += RIDGE * normal.trace() / len(known) * np.eye(len(known))
+    normal += (RIDGE * normal.trace() / len(known) + 1e-6) * np.eye(len(known))
     back = np.linalg.inv(normal).astype(np.float32) @ waves
     ahead, momentum = weights, 1.0
     for _ in range(TIMES):
@@ -110,12 +111,13 @@ def _factor(expected: NDArray[np.float32], middle: NDArray[np.float32], half: ND
     def likelihood(power: int) -> float:
         per_logit = np.float32(np.pi / np.sqrt(3 * 2.0**power))
         near, far = (1 / (1 + np.exp(np.minimum(x * per_logit, MOST_LOGITS))) for x in (beyond, across))
-        return float(np.log(np.maximum(near - far, 1e-12)).sum())
+        return float(np.log(np.maximum(near - far, LEAST_LIKELY)).sum())
 
-    best = 0
-    for step in (1, -1):  # there is one summit
-        while LEAST_POWER < best < MOST_POWER and likelihood(best + step) > likelihood(best):
-            best += step
+    best, hopeless = 0, 0.5 * beyond.size * np.log(LEAST_LIKELY)  # where most are far outside, nothing tells which way to go
+    while best < MOST_POWER and (likelihood(best) < hopeless or likelihood(best + 1) > likelihood(best)):
+        best += 1
+    while best > LEAST_POWER and likelihood(best - 1) > likelihood(best):
+        best -= 1
     before, here, after = (likelihood(best + step) for step in (-1, 0, 1))
     bend = before - 2 * here + after
     vertex = min(1.0, max(-1.0, (before - after) / (2 * bend))) if bend < 0 else 0.0

@@ -114,6 +114,8 @@ def maps_at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: 
     None if the crop is too large for the original, or very small.  Cost: well under a millisecond.
     """
     step = max(original.step, crop.step)
+    if min(crop.size_wh) * crop.step < 3 * step:
+        return None
     original, crop = original.reduced(round(step / original.step)), crop.reduced(round(step / crop.step))
     factor = reduction(crop.size_wh, template_px)
     original, crop = original.reduced(factor), crop.reduced(factor)

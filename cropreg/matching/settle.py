@@ -131,18 +131,19 @@ def _unexplained(original: Picture, crop: Picture, place: Affine, steps: NDArray
 
     Of a file that rounds nothing away an earlier one is looked for at once: what that has left is easily explained.
     """
-    full_o, full_c = Plane(original.full()), Plane(crop.full())
+    full_o, full_c, corner = Plane(original.full()), Plane(crop.full()), crop.block_corner_xy
+    left_over = None
     if steps.max() >= SNAPPED:
-        left_over = unexplained(full_o, full_c, place, steps, enough=s.most_unexplained)
+        left_over = unexplained(full_o, full_c, place, steps, corner, enough=s.most_unexplained)
         if left_over is None or left_over < s.most_unexplained:
             return left_over
-    earlier = coarser_steps(full_c, steps)
+    earlier = coarser_steps(full_c, steps, corner)
     steps = steps if earlier is None else earlier
-    if not crop.is_colourless:
-        left_over = unexplained(full_o, full_c, place, steps, enough=s.most_unexplained)
-        if left_over is None or left_over < s.most_unexplained:
-            return left_over
-    return unexplained(full_o, full_c, place, steps, original.colours(), enough=s.most_unexplained)
+    if left_over is None or earlier is not None:
+        left_over = unexplained(full_o, full_c, place, steps, corner, enough=s.most_unexplained)
+    if left_over is None or left_over < s.most_unexplained or not crop.is_colourless:
+        return left_over
+    return unexplained(full_o, full_c, place, steps, corner, original.colours(), enough=s.most_unexplained)
 
 
 def _error_px(found: Found, kept: bool) -> float:

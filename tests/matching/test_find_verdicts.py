@@ -129,6 +129,13 @@ def test_a_frame_whose_parts_have_all_moved_far_is_told_without_full_decodes(ori
     assert whole.finest_step == part.finest_step == 8.0
 
 
+@pytest.mark.parametrize("size_wh", [(2900, 24), (2400, 8), (1500, 4), (900, 1), (3, 380)])
+def test_a_strip_of_another_picture_is_only_not_found(size_wh):
+    w, h = size_wh
+    match = find(encode(scene(3, 3000, 400)), encode(scene(4, 3000, 400)[:h, :w]))
+    assert match.verdict in ("no_match", "flat")
+
+
 @pytest.mark.parametrize("tone", [0, 117, 255])
 def test_a_blank_crop_is_flat_though_its_correlation_is_1_everywhere(original, tone):
     match = find(original, encode(np.full((400, 600, 3), tone, np.uint8)))

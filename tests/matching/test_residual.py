@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cropreg.matching import place as places
 from cropreg.matching.find import find
@@ -137,7 +139,7 @@ def test_an_enlarged_crop_of_another_scan_is_no_match(first, second, scale):
 
 def test_a_crop_to_which_a_little_noise_was_added_is_doubtful(first):
     part = straightened(first, 1.3)
-    match = find(encode(first, "PNG"), crop_file(part + np.random.default_rng(5).normal(0, 1.8, (H, W, 1)), quality=75))
+    match = find(encode(first, "PNG"), crop_file(part + np.random.default_rng(5).normal(0, 1.6, (H, W, 1)), quality=75))
     assert match.verdict == "doubtful" and match.reason is not None and "file format" in match.reason
 
 
@@ -245,6 +247,50 @@ def test_a_pictures_colours_are_at_hand_for_small_crops_too(original, pixels):
         assert not picture.is_colourless and red.size_wh == blue.size_wh and red.center_xy == pytest.approx((906, 605), abs=1)
     assert Picture(encode(np.full((64, 64, 3), 99, np.uint8)), "a").is_colourless
     assert Picture.of_pixels(pixels[..., 0], "a").colours() == []
+
+
+Turn = Image.Transpose
+STORED = {
+    1: None, 2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE, 6: Turn.ROTATE_90, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_270,
+}  # fmt: skip
+"""How an upright picture is stored under each EXIF orientation."""
+
+
+@pytest.mark.parametrize("quality", [60, 90])
+@pytest.mark.parametrize("orientation", STORED)
+def test_the_blocks_of_a_turned_file_lie_where_it_has_put_them(first, second, orientation, quality):
+    """Neither side of the crop is a multiple of 8, so blocks of a flipped file end at the border in the place of beginning there."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.clip(np.round(straightened(first, 1.3)), 0, 255).astype(np.uint8))
+    method = STORED[orientation]
+    (picture if method is None else picture.transpose(method)).save(buffer, "JPEG", quality=quality, exif=exif)
+    assert find(encode(first, "PNG"), buffer.getvalue()).verdict == "found"
+    assert find(encode(second, "PNG"), buffer.getvalue()).verdict == "no_match"
+
+
+@pytest.mark.parametrize("size_wh", [(W, H), (W - 3, H - 2)])
+def test_a_mirrored_crop_is_explained_as_well(first, size_wh):
+    part = straightened(first, 1.3)[: size_wh[1], : size_wh[0]]
+    match = find(encode(first, "PNG"), crop_file(part[:, ::-1], quality=75))
+    assert match.verdict == "doubtful" and match.reason is not None and "mirrored" in match.reason
+
+
+@pytest.mark.parametrize("border_px", [20, 22])
+def test_a_crop_in_a_frame_keeps_the_blocks_of_its_file(first, second, border_px):
+    part = cv2.copyMakeBorder(straightened(first, 1.3), *[border_px] * 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    assert find(encode(first, "PNG"), crop_file(part, quality=75)).verdict == "found"
+    assert find(encode(second, "PNG"), crop_file(part, quality=75)).verdict != "found"
+
+
+@pytest.mark.parametrize("amplitude", [60, 250])
+def test_what_is_far_outside_the_steps_is_never_explained(amplitude):
+    known = np.random.default_rng(1).normal(0, 1, (1, 64 * 64)).astype(np.float32)
+    noise = np.random.default_rng(2).normal(0, amplitude, (64, 64))
+    value = excess(known, np.clip(128 + noise, 0, 255).astype(np.uint8), np.full((8, 8), 60.0), enough=0.0)
+    assert value is not None and value > 30
 
 
 def test_an_object_painted_over_makes_no_other_scan_of_it(first):
