@@ -20,7 +20,7 @@ from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import Evidence, verify
 
 SAME_PLACE = 0.02  # of the crop's long side: what lies nearer is the same place, looked at closer
-KEPT_PAIRS = 8  # levels of one scale and those of another
+KEPT_PAIRS = 4  # levels of one scale
 SAME_STEP = 0.02  # relative difference of two resolutions up to which the mean of a square is that of the same square
 
 

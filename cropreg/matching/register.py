@@ -25,7 +25,7 @@ MODELS = {"shift": 2, "turn": 3, "scale": 3, "similarity": 4, "free": 5}
 
 ROBUST_PX = 0.3  # plane px; a step shorter than this is near enough for outliers to stand out
 MOST_REWEIGHTED = 3  # times the weights are made anew
-KEPT_PX = 2**18  # pixels of a crop's plane up to which what follows from it alone is kept for the next candidate
+KEPT_PX = 2**16  # pixels of a crop's plane up to which what follows from it alone is kept for the next candidate
 PATIENCE = 4  # steps after which a place that is right looks so; see ``least_ncc``
 COARSE_ITERATIONS = 8  # a coarse level only has to come within a pixel of the next
 
