@@ -57,7 +57,7 @@ def unexplained(
         enough: windows below this are not looked at closer.
 
     Returns:
-        None if the crop is too small, or clipped everywhere.  Cost: 6 ms, and 18 ms more for a crop that is not below ``enough``.
+        None if the crop is too small, or clipped everywhere.  Cost: 4 ms, and as much again for a crop that is not below ``enough``.
     """
     size = _window_px(crop, corner_xy)
     found = []

@@ -67,7 +67,7 @@ def excess(known: NDArray[np.float32], window: NDArray[np.uint8], steps: NDArray
         enough: the value below which the first look will do.
 
     Returns:
-        About 1 for what was cut from the original; None if the file leaves everything open.  Cost: 1.5 ms, and 4 ms more above ``enough``.
+        About 1 for what was cut from the original; None if the file leaves everything open.  Cost: 1 ms, as much again above ``enough``.
     """
     size = window.shape[0]
     told = ASKED.ravel() & np.isfinite(steps.ravel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +21,7 @@ from cropreg.matching.fine import (
     window_at,
 )
 from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
-from cropreg.matching.local import common_stretch, lean, pull_at_edges
+from cropreg.matching.local import Displacements, common_stretch, lean, pull_at_edges
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
@@ -244,24 +245,24 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
 
 def _lies_flat(found: Found, s: MatcherSettings) -> bool:
     """Whether a shift's tiles tell that neither a turn nor a stretch is left: then none needs to be registered."""
-    small = found.displacements(s)[0]
-    telling = small.sigmas_px < s.motion_sigma * found.pair.step
-    if telling.sum() < s.least_stretch_tiles:
-        return False
-    w, h = found.pair.grid.size_wh
-    pull_px, error_px = pull_at_edges(small, telling, w / h)
+    pull_px, error_px = _asked(pull_at_edges, found, s.motion_sigma, s) or (np.inf, np.inf)
     return pull_px < s.flat_px and error_px < s.flat_px / 2
 
 
 def _leans(found: Found, s: MatcherSettings) -> bool:
     """Whether a shift's tiles clearly tell of a turn or a stretch."""
-    small = found.displacements(s)[0]
-    telling = small.sigmas_px < s.leaning_sigma * found.pair.step
-    if telling.sum() < s.least_stretch_tiles:
-        return False
-    w, h = found.pair.grid.size_wh
-    pull_px, surely = lean(small, telling, w / h)
+    pull_px, surely = _asked(lean, found, s.leaning_sigma, s) or (0.0, 0.0)
     return pull_px > s.leaning_px and surely > s.leaning_sure
+
+
+def _asked(
+    tell: Callable[[Displacements, NDArray[np.bool_], float], tuple[float, float]], found: Found, sigma: float, s: MatcherSettings
+) -> tuple[float, float] | None:
+    """What the small tiles ``tell`` that are predicted to be off by less than ``sigma`` plane px; None if there are too few."""
+    small = found.displacements(s)[0]
+    telling = small.sigmas_px < sigma * found.pair.step
+    w, h = found.pair.grid.size_wh
+    return tell(small, telling, w / h) if telling.sum() >= s.least_stretch_tiles else None
 
 
 def _rest(ncc: float) -> float:
