@@ -112,7 +112,9 @@ def register_windows(
         look = partial(register, pair, model="shift", robust=False, tolerance_px=STILL_PX)
         fit = look(place, iterations=min(iterations, FIRST_LOOK))
         if fit.step_px > STILL_PX or fit.ncc < clear_ncc:  # what is not there may be near
-            fit = look(_nearby(pair, place, reach), iterations=iterations)
+            nearby = _nearby(pair, place, reach)
+            if fit.step_px > STILL_PX or np.abs(nearby - fit.place)[:, 2].max() > step:
+                fit = look(nearby, iterations=iterations)
         center = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
         shift = places.apply(fit.place, center[None])[0] - places.apply(place, center[None])[0]
         near = np.abs(shift).max() <= reach_px + 2 * step

@@ -39,7 +39,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     factor = reduction((template.shape[1], template.shape[0]), s.template_px)
     finer = min(2, factor)
     has_band = found.pair.bands is not None and template is found.pair.crop.pixels  # but for its border
-    repeats = _repeats(found.pair.target if has_band else band_pass(template, s.band_px), s)
+    repeats = _repeats(found.pair.target if has_band else band_pass(template, s.band_px), found.is_shift, s)
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
@@ -82,12 +82,13 @@ def _correlated(
     return correlation_map(whole, part), bands_map(band_pass(whole, s.band_px), found.pair.band(part))
 
 
-def _repeats(band: NDArray[np.float32], s: MatcherSettings) -> bool:
+def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> bool:
     """Whether the liveliest part of the band-passed crop is like its surroundings: the scale of the search may not tell them apart."""
-    side, reach = s.repeat_px, s.repeat_px // 2
     h, w = band.shape
-    if min(h, w) < 2 * side:
+    side = min(s.repeat_px, min(h, w) // 2)
+    if side < (s.repeat_px * 3 // 4 if is_shift else s.repeat_px):  # the scale of a small crop is not sure, nor is its place
         return True
+    reach = side // 2
     energy = cv2.blur(band * band, (side, side))[side : h - side + 1, side : w - side + 1]
     y, x = np.unravel_index(int(energy.argmax()), energy.shape)
     part = band[y + side // 2 : y + side // 2 + side, x + side // 2 : x + side // 2 + side]

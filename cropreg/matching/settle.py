@@ -84,7 +84,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         register_windows, full_o, full_c, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
     )  # fmt: skip
-    start = place = common = found.place
+    start = place = common = places.shifted(*np.round(found.place[:, 2])) if kept else found.place
     windows, error_px = look(start), _error_px(found, kept)
     if kept and windows:
         shift, error_px = common_shift(windows)
