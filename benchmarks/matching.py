@@ -250,7 +250,19 @@ def main() -> None:
     found = o.photos.rglob("*") if o.photos else []
     paths = one_of_each([p for p in found if p.suffix.lower() in (".jpg", ".jpeg") and p.stat().st_size > 300_000])
     if o.memory:
-        for kind in ("plain", "edited", "resized", "turned", "progressive", "wrong"):
+        for kind in (
+            "plain",
+            "edited",
+            "resized",
+            "turned",
+            "enlarged",
+            "flat",
+            "stamped",
+            "framed",
+            "alpha",
+            "progressive",
+            "wrong",
+        ):
             print(f"{kind:12s} 24 MP: {extra_memory_mb(make(kind, 24, paths, o.seed, 0)):.0f} MB more at the peak")
         return
     kinds, sizes = o.kinds.split(","), [int(v) for v in o.sizes.split(",")]

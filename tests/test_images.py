@@ -242,6 +242,13 @@ def test_reduced_pixels_are_the_means_of_whole_cells_of_the_upright_picture(kind
         assert np.abs(reduced.pixels - means).max() <= 2.5, f"orientation {orientation}"
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_pillow_converts_strips_as_it_converts_the_whole(name, monkeypatch):
+    whole = decode_color(CASES[name][0], name)
+    monkeypatch.setattr("cropreg.images.decode.STRIP_ROWS", 16)
+    assert np.array_equal(decode_color(CASES[name][0], name), whole)
+
+
 def test_a_picture_narrower_than_a_cell_is_reduced_by_less():
     data = saved(COLOUR.crop((0, 0, 5, 50)), "JPEG", quality=95)
     reduced = decode_reduced(data, "thin.jpg", 8, grey=True)

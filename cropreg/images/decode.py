@@ -37,6 +37,7 @@ import cv2
 
 Pixels = NDArray[np.uint8]
 
+STRIP_ROWS = 256  # rows that Pillow converts at a time
 _REDUCED = {
     1: (cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE),
     2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
@@ -210,12 +211,16 @@ def _rgb_on_white(image: Image.Image, header: Header) -> Pixels:
     if image.mode == "LAB":
         to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, to_srgb) or image
-    if not header.has_alpha:
-        return np.asarray(image.convert("RGB"), np.uint8)
-    rgba = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(rgba, mask=rgba.getchannel("A"))
-    return np.asarray(canvas, np.uint8)
+    w, h = image.size
+    pixels = np.empty((h, w, 3), np.uint8)
+    for y in range(0, h, STRIP_ROWS):  # a conversion of the whole takes several times the memory
+        part = image.crop((0, y, w, min(y + STRIP_ROWS, h)))
+        if header.has_alpha:
+            rgba = part.convert("RGBA")
+            part = Image.new("RGB", part.size, "white")
+            part.paste(rgba, mask=rgba.getchannel("A"))
+        pixels[y : y + STRIP_ROWS] = np.asarray(part.convert("RGB"))
+    return pixels
 
 
 def _remaining_turn(header: Header) -> int:

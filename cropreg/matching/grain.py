@@ -24,18 +24,19 @@ from cropreg.matching.search import bands_map, peaks
 from cropreg.matching.settings import MatcherSettings
 
 BAND_PX = 9  # grain has no wider structure
+MIDDLE_PX = 512  # sides of the part of a crop that is compared at full size: enough to tell by, and 10 MB instead of 300
 REACH_PX = 16  # to either side: two blocks of a JPEG, whose grid is no grain and fits at both
 LEAST_WINDOW_PX = 48  # smaller ones correlate by chance
 TEMPLATE_PX = 128  # side of the part that is looked for everywhere, and
-BLOCK_PX = 1024  # of the squares in which it is, one after the other: 30 MB
-STRIP_PX = 512  # rows averaged at a time, so that no large picture is float32 as a whole
+BLOCK_PX = 768  # of the squares in which it is, one after the other: 15 MB
+STRIP_PX = 2**20  # pixels averaged at a time, so that no large picture is float32 as a whole
 
 
 def averaged(plane: Plane, factor: int) -> Plane:
     """Like :meth:`Plane.reduced`, in float32 and without rounding."""
     w, h = (n // factor for n in plane.size_wh)
     pixels = np.empty((h, w), np.float32)
-    rows = max(1, STRIP_PX // factor)
+    rows = max(1, STRIP_PX // (factor**2 * max(1, w)))
     for y in range(0, h, rows):
         strip = plane.pixels[y * factor : min(y + rows, h) * factor, : w * factor].astype(np.float32)
         pixels[y : y + rows] = cv2.resize(strip, (w, len(strip) // factor), interpolation=cv2.INTER_AREA)
@@ -43,7 +44,7 @@ def averaged(plane: Plane, factor: int) -> Plane:
 
 
 def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: MatcherSettings) -> Found | None:
-    """The place of a plain crop where the grain of ``whole`` and ``part`` correlates best, compared at full size.
+    """The place of a plain crop where the grain of ``whole`` and ``part`` correlates best, its middle compared at full size.
 
     ``whole`` and ``part`` are both pictures, averaged alike.  None where a second place correlates nearly as well: then it is no grain
     but the grid of JPEG's blocks, or a pattern.
@@ -54,15 +55,19 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
         return None
     (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
     x, y = (round(v * step) for v in found[0][:2])
-    x1, y1, x2, y2 = max(0, x - 2 * step), max(0, y - 2 * step), min(full_w, x + w + 2 * step), min(full_h, y + h + 2 * step)
-    if x2 - x1 < w or y2 - y1 < h:
+    left, top = max(0, (w - MIDDLE_PX) // 2), max(0, (h - MIDDLE_PX) // 2)
+    middle = Plane(crop.full()).window(left, top, w - left, h - top)
+    (mw, mh), reach = middle.size_wh, 2 * step
+    x1, y1 = max(0, x + left - reach), max(0, y + top - reach)
+    x2, y2 = min(full_w, x + left + mw + reach), min(full_h, y + top + mh + reach)
+    if x2 - x1 < mw or y2 - y1 < mh:
         return None
-    pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), Plane(crop.full()), BAND_PX)
+    pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), middle, BAND_PX)
     scores = bands_map(band_pass(pair.original.pixels, BAND_PX), pair.target)
     _, _, _, (dx, dy) = cv2.minMaxLoc(scores)
     fit = register(
         pair,
-        places.shifted(float(x1 + dx - pair.edge_px), float(y1 + dy - pair.edge_px)),
+        places.shifted(float(x1 + dx - left - pair.edge_px), float(y1 + dy - top - pair.edge_px)),
         "shift",
         iterations=s.iterations,
         robust=False,

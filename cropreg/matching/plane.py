@@ -118,7 +118,8 @@ def from_between(original: Plane, crop: Plane, matrix: Affine) -> Affine:
 def band_pass(pixels: NDArray[np.generic], width_px: int) -> NDArray[np.float32]:
     """Takes away the mean of a square of ``width_px``: slow changes of tone, vignettes and shading hardly remain."""
     floats = pixels.astype(np.float32, copy=False)
-    return floats - cv2.blur(floats, (width_px, width_px))
+    means = cv2.blur(floats, (width_px, width_px))
+    return np.subtract(floats, means, out=means)
 
 
 def band_pass_part(pixels: NDArray[np.generic], width_px: int) -> NDArray[np.float32]:

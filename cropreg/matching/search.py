@@ -46,7 +46,8 @@ def bands_map(original: NDArray[np.float32], template: NDArray[np.float32]) -> N
     scores = cv2.matchTemplate(original, template, cv2.TM_CCORR)
     squares = cv2.sqrBoxFilter(original, cv2.CV_32F, (w, h), normalize=False)
     squares = squares[h // 2 : h // 2 + scores.shape[0], w // 2 : w // 2 + scores.shape[1]]
-    squares = cv2.sqrt(cv2.max(squares, LEAST_DEVIATION**2 * template.size))
+    squares = np.maximum(squares, np.float32(LEAST_DEVIATION**2 * template.size), dtype=np.float32)
+    cv2.sqrt(squares, dst=squares)
     length = max(float(cv2.norm(template)), LEAST_DEVIATION * template.size**0.5)
     return np.asarray(cv2.divide(scores, squares, dst=scores, scale=1 / length), np.float32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,14 @@ def test_nearly_all_of_a_crop_must_share_the_grain(share, found):
     crop, kept = second[Y : Y + H, X : X + W].copy(), int(W * share)
     crop[:, :kept] = first[Y : Y + H, X : X + kept]
     assert (find(encode(first, "PNG"), encode(crop, "PNG")).verdict == "found") == found
+
+
+def test_a_large_crop_of_a_sky_does_not_become_float32_as_a_whole():
+    picture = sky(5, 2.5, 4000, 3000)[..., 0]
+    part = np.ascontiguousarray(picture[203:2804, 307:3710])
+    tracemalloc.start()
+    match = find(picture, part)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert match.verdict == "found" and match.box == Box(307, 203, 3710, 2804)
+    assert peak < 5 * part.size  # the maps of both pictures at a quarter take 3
