@@ -123,8 +123,10 @@ def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: Ma
             tied = tied or again is not found
     settled = settle(original, crop, found, kept, s)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
-    if match.verdict == "doubtful" and kept and not settled.moved and _texture(crop, s) < s.faint_texture:
-        match = _by_grain(blank, original, crop, s) or match
+    if kept and not settled.moved:
+        faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
+        if faint or match.verdict == "ambiguous" or settled.error_px > s.scattered_px:
+            match = _by_grain(blank, original, crop, s) or match
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s)

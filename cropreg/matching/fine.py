@@ -145,6 +145,12 @@ def common_shift(windows: list[Window]) -> tuple[NDArray[np.float64], float]:
     return (shifts * weights[:, None]).sum(0) / weights.sum(), float(1 / np.sqrt(weights.sum()))
 
 
+def spread_px(windows: list[Window]) -> float:
+    """The error of a common shift as the windows' disagreement tells it: their median deviation over the root of their number."""
+    shifts = np.array([w.shift_px for w in windows])
+    return float(np.median(np.abs(shifts - np.median(shifts, 0)).max(1)) / len(windows) ** 0.5)
+
+
 def common_place(windows: list[Window], place: Affine, aspect_px: float, telling_rest: float) -> Affine:
     """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
 

@@ -9,6 +9,7 @@ even less.  What two files of one camera or scanner share otherwise, a fixed pat
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import cv2
@@ -127,7 +128,11 @@ def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
 
 
 def _clear_peak(found: list[tuple[float, float, float]], s: MatcherSettings) -> tuple[int, int] | None:
-    """The first peak to the whole pixel, if it is high enough and none comes near it."""
-    if not found or found[0][2] < s.grain_ncc or (len(found) > 1 and found[1][2] > s.grain_share * found[0][2]):
+    """The first peak to the whole pixel, if it is high enough and none comes near it: a pattern fits elsewhere, but not as well."""
+    if not found or found[0][2] < s.grain_ncc:
         return None
+    if len(found) > 1 and found[1][2] > s.grain_share * found[0][2]:
+        first, second = (math.atanh(min(ncc, 0.999)) for _, _, ncc in found[:2])  # Fisher, Metron 1, 1921: their errors are alike
+        if first - second < s.grain_clear:
+            return None
     return round(found[0][0]), round(found[0][1])

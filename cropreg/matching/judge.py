@@ -75,7 +75,7 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
             return "doubtful", "The place looks right, but nothing could be compared at full size."
         if windows and min(window.rest for window in windows) >= s.strange_rest:
             return "doubtful", "The place looks right from afar, but at full size no part of the crop agrees with the original."
-        if settled.kept and settled.error_px > s.scattered_px:
+        if found.is_shift and settled.error_px > s.scattered_px:
             return "doubtful", "The place looks right from afar, but at full size the parts of the crop ask for different places."
         if len(windows) < s.window_share * settled.tried and not convinces(found, s):
             return "doubtful", "At full size only a few parts of the crop agree with the original."

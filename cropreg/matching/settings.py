@@ -88,6 +88,12 @@ class MatcherSettings(Settings):
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     grain_share: float = Field(0.6, description="correlation of grain elsewhere over the best, above which it is a pattern")
+    grain_clear: float = Field(
+        0.35,
+        gt=0,
+        description="difference of the two in Fisher's z from which grain on a pattern tells all the same: that of slats of wood is 0.4 "
+        "to 2, JPEG's blocks on nothing fit everywhere alike",
+    )
     grain_ncc: float = Field(
         0.15,
         description="correlation of a full-size window's grain; JPEG 75 leaves 0.28 of faint grain, the best place elsewhere had 0.05",
@@ -242,6 +248,9 @@ class MatcherSettings(Settings):
         0.25, gt=0, description="px from a whole number up to which full-size windows take a crop for cut out; true ones reach 0.18"
     )
     whole_sigmas: float = Field(8.0, gt=0, description="the same in units of their error; true ones, skies among them, reach 15")
+    whole_spreads: float = Field(
+        4.0, gt=0, description="the same in units of their disagreement, which edits of tone bring into smooth pictures"
+    )
     rescan_scale: float = Field(
         1.1,
         gt=1,

@@ -18,6 +18,7 @@ from cropreg.matching.fine import (
     common_shift,
     moved_windows,
     register_windows,
+    spread_px,
     window_at,
 )
 from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
@@ -90,9 +91,12 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         shift, error_px = common_shift(windows)
         whole = np.round(place[:, 2] + shift)
         between = float(np.abs(place[:, 2] + shift - whole).max())
-        kept = between <= max(s.whole_px, s.whole_sigmas * error_px)  # else it was sampled anew, or scanned
-        common = place = places.compose(places.shifted(*(whole - place[:, 2] if kept else shift)), place)
-        same_size = noisy = not kept
+        noisy = between > max(s.whole_px, s.whole_sigmas * error_px)  # sampled anew, or scanned
+        # An edit of tone moves the windows of a smooth picture each its own way, by more than their errors.
+        kept = not noisy or between <= s.whole_spreads * spread_px(windows)
+        common = places.shifted(*(start[:, 2] + shift if noisy else whole))
+        place = places.shifted(*whole) if kept else common
+        same_size = not kept
         scattered_px = _windows_error_px(windows, start, place, 0.0)
         error_px = scattered_px if scattered_px > s.scattered_px else error_px
     elif not kept and len(windows) >= 3:

@@ -89,6 +89,22 @@ def test_nearly_all_of_a_crop_must_share_the_grain(share, found):
     assert (find(encode(first, "PNG"), encode(crop, "PNG")).verdict == "found") == found
 
 
+def slats(seed: int) -> Pixels:
+    """A wall of equal slats, its light falling off slowly, and the noise of one exposure: only that tells one slat from another."""
+    rows, columns = np.mgrid[:1600, :2000]
+    tone = 120 + 40 * np.exp(-(((rows - 900) / 700) ** 2)) + 40 * (columns % 90) / 90 - 30 * (columns % 90 > 70)
+    return np.clip(tone + np.random.default_rng(seed).normal(0, 2.0, tone.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("at", [(300, 200), (800, 600)])
+def test_grain_tells_one_slat_from_the_next(at):
+    (x, y), picture = at, slats(0)
+    match = find(encode(picture, quality=95), encode(picture[y : y + 900, x : x + 1000], quality=92))
+    assert match.verdict == "found" and match.box == Box(x, y, x + 1000, y + 900)
+    other = find(encode(slats(9), quality=95), encode(picture[y : y + 900, x : x + 1000], quality=92))
+    assert other.verdict in ("ambiguous", "doubtful", "no_match")
+
+
 def test_a_large_crop_of_a_sky_does_not_become_float32_as_a_whole():
     picture = sky(5, 2.5, 4000, 3000)[..., 0]
     part = np.ascontiguousarray(picture[203:2804, 307:3710])

@@ -253,6 +253,19 @@ def test_windows_that_ask_for_different_places_are_told_by_the_predicted_error(p
     assert least <= settle.settle(original, crop, found, True, MatcherSettings()).error_px < most
 
 
+@pytest.mark.parametrize(("apart_px", "kept"), [(0.0, False), (0.05, False), (0.8, True)])
+def test_windows_that_disagree_do_not_tell_that_a_crop_was_sampled_anew(pair, monkeypatch, apart_px, kept):
+    shifts = [np.array([0.33 + x * apart_px, y * apart_px]) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    windows = [Window(np.array([60.0, 60.0]), shift, 0.01, 0.01, pair) for shift in shifts]
+    monkeypatch.setattr(settle, "register_windows", lambda *_, **__: windows)
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    found = Found(replace(fit, sigma_px=1.0), verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4), "ncc", pair)
+    original, crop = (Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop))
+    settled = settle.settle(original, crop, found, True, MatcherSettings())
+    assert settled.kept is kept
+    assert np.allclose(settled.place[:, 2] % 1, 0) is kept
+
+
 @pytest.mark.parametrize(("low", "windows", "verdict"), [(0.45, 1, "doubtful"), (0.45, 3, "found"), (0.76, 0, "found")])
 def test_a_line_that_fits_at_any_scale_does_not_place_a_resized_crop(pair, low, windows, verdict):
     fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
