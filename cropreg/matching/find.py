@@ -29,7 +29,7 @@ from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
 from cropreg.matching.rivals import Elsewhere, rivals
-from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks
+from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks, standing_out
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
 from cropreg.storage import read_bytes
@@ -214,8 +214,16 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
         found = by_tone(original, crop, candidates[:2], "turn", s, but) or found
     if plausible(found, s):
         return found
+    if fits_inside:
+        planes = original.search_plane, crop.search_plane
+        found = better(
+            found,
+            follow(original, crop, standing_out(*planes, s.finer_template_px, s.band_px, s.alone_share), "shift", "ncc", s, but),
+        )
+        if plausible(found, s):
+            return found
     faint = _texture(crop, s) < s.faint_texture
-    finer = fits_inside and (faint or max(crop.search_plane.size_wh) < s.small_px)
+    finer = fits_inside and (faint or max(crop.size_wh) < s.tiny_px * original.search_plane.step)
     if finer and faint:  # a sky: hardly anybody resizes those
         found = _finer(original, crop, found, s)
     swept: list[Candidate] = []

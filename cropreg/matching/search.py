@@ -13,6 +13,7 @@ from cropreg.matching.place import Affine, shifted, without_shear
 from cropreg.matching.plane import Plane, band_pass, band_pass_part, deviation, from_between
 
 LEAST_DEVIATION = 0.02  # grey levels; what deviates less is even
+LEAST_STANDING_OUT = 0.1  # correlation; skies that were found so have 0.1 to 0.6, the best place in another picture mostly less
 MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
 
 
@@ -114,6 +115,17 @@ def maps_at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: 
 
     None if the crop is too large for the original, or very small.  Cost: well under a millisecond.
     """
+    reduced = _reduced_alike(original, crop, template_px)
+    if reduced is None:
+        return None
+    original, crop, factor = reduced
+    whole, part = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
+    banded = bands_map(band_pass(whole, band_px), band_pass(part, band_px))
+    return Maps(original, crop, factor, correlation_map(whole, part), banded)
+
+
+def _reduced_alike(original: Plane, crop: Plane, template_px: int) -> tuple[Plane, Plane, int] | None:
+    """Both planes at the same resolution, the crop's long side about ``template_px``, and by what they were reduced last."""
     step = max(original.step, crop.step)
     if min(crop.size_wh) * crop.step < 3 * step:
         return None
@@ -122,9 +134,26 @@ def maps_at_same_scale(original: Plane, crop: Plane, template_px: int, band_px: 
     original, crop = original.reduced(factor), crop.reduced(factor)
     if min(crop.size_wh) < 3 or crop.size_wh[0] > original.size_wh[0] or crop.size_wh[1] > original.size_wh[1]:
         return None
-    whole, part = original.pixels.astype(np.float32), crop.pixels.astype(np.float32)
-    banded = bands_map(band_pass(whole, band_px), band_pass(part, band_px))
-    return Maps(original, crop, factor, correlation_map(whole, part), banded)
+    return original, crop, factor
+
+
+def standing_out(original: Plane, crop: Plane, template_px: int, band_px: int, share: float) -> list[Candidate]:
+    """The place where a crop that was not resized correlates better than anywhere else, by 1 / ``share``; none if there is none.
+
+    Looked for band-passed at more resolution than :func:`at_same_scale`, where thin lines and faint texture are lost.
+    Cost: some milliseconds.
+    """
+    reduced = _reduced_alike(original, crop, template_px)
+    if reduced is None:
+        return []
+    whole, part, _ = reduced
+    scores = bands_map(band_pass(whole.pixels, band_px), band_pass(part.pixels, band_px))
+    (x, y, ncc), *others = peaks(scores, 2, apart_px=3) or [(0.0, 0.0, 0.0)]
+    if ncc <= LEAST_STANDING_OUT or any(other > share * ncc for _, _, other in others):
+        return []
+    place = from_between(whole, part, shifted(0, 0))
+    place[:, 2] += x * whole.step_xy[0], y * whole.step_xy[1]
+    return [Candidate(place, ncc, whole.step)]
 
 
 def reduction(template_wh: tuple[int, int], template_px: int) -> int:

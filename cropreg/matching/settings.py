@@ -22,6 +22,10 @@ class MatcherSettings(Settings):
     template_px: int = Field(
         44, ge=16, description="px; long side of the template of the first search: its peak is unique, its cost nil"
     )
+    finer_template_px: int = Field(160, ge=16, description="px; the same once that has failed: thin lines are lost in fewer")
+    alone_share: float = Field(
+        0.85, gt=0, lt=1, description="the second peak's correlation over the first's there, above which neither stands out"
+    )
     search_peaks: int = Field(
         4, ge=1, description="peaks followed per correlation; the right one was among 4 whenever it was a peak at all"
     )
@@ -102,6 +106,10 @@ class MatcherSettings(Settings):
         0.75, description="share of windows that must show it at the same pixel; the others may be clipped or painted over"
     )
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
+    tiny_px: int = Field(
+        48,
+        description="plane px; a crop smaller than this that was not found is looked for at half size, too: one in 270 is found there",
+    )
     many_tiles: int = Field(30, description="textured tiles that judge even such a crop, if they convince")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
     finest_px: int = Field(800, description="working px; the same where windows do not tell the edges of a resized crop")

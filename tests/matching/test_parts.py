@@ -15,6 +15,7 @@ from cropreg.boxes import Box
 from cropreg.images import decode_reduced
 from cropreg.matching import place as places
 from cropreg.matching import rivals, settle
+from cropreg.matching.find import find
 from cropreg.matching.fine import Window, common_place
 from cropreg.matching.follow import Found, follow
 from cropreg.matching.judge import answer
@@ -25,7 +26,7 @@ from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.register import PATIENCE, register
 from cropreg.matching.rivals import Elsewhere
-from cropreg.matching.search import Candidate
+from cropreg.matching.search import Candidate, standing_out
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import verify
 
@@ -299,3 +300,23 @@ def test_registering_leaves_no_shear_behind_though_the_planes_steps_differ():
     start = places.from_box(box, (960, 640), 8.0)
     (a, b, _), (c, d, _) = register(Pair(original, crop, 15), start, "similarity", iterations=30).place
     assert abs(a - d) < 1e-9 and abs(b + c) < 1e-9
+
+
+def test_a_place_stands_out_where_it_is_the_only_one():
+    picture = scene(11, 640, 480)[..., 0]
+    crop = picture[100:340, 120:440]
+    (candidate,) = standing_out(Plane(picture), Plane(crop), 160, 15, 0.85)
+    assert places.distance_px(candidate.place, places.shifted(120, 100), (320, 240)) < 2
+    assert standing_out(Plane(scene(12, 640, 480)[..., 0]), Plane(crop), 160, 15, 0.85) == []
+    twice = np.hstack([picture, picture])
+    assert standing_out(Plane(twice), Plane(crop), 160, 15, 0.85) == []
+    assert standing_out(Plane(crop), Plane(picture), 160, 15, 0.85) == []
+
+
+def test_more_resolution_finds_what_the_first_searches_have_missed(monkeypatch):
+    monkeypatch.setattr("cropreg.matching.find.at_same_scale", lambda *_: [])
+    monkeypatch.setattr("cropreg.matching.find.by_features", lambda *_, **__: [])
+    monkeypatch.setattr("cropreg.matching.find.over_scales", lambda *_, **__: [])
+    picture = scene(11, 1600, 1200)
+    match = find(encode(picture, quality=92), encode(picture[130:910, 241:1300], quality=85))
+    assert (match.verdict, match.box) == ("found", Box(241, 130, 1300, 910))
