@@ -151,6 +151,12 @@ def spread_px(windows: list[Window]) -> float:
     return float(np.median(np.abs(shifts - np.median(shifts, 0)).max(1)) / len(windows) ** 0.5)
 
 
+def distances_px(windows: list[Window], start: Affine, place: Affine) -> NDArray[np.float64]:
+    """How far (n,) in original px each window lies from where ``place`` puts it."""
+    left = [w.shift_px - (places.apply(place, w.center_xy[None]) - places.apply(start, w.center_xy[None]))[0] for w in windows]
+    return np.hypot(*np.transpose(left))
+
+
 def common_place(windows: list[Window], place: Affine, aspect_px: float, telling_rest: float) -> Affine:
     """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
 

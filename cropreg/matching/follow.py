@@ -14,13 +14,12 @@ from cropreg.matching.local import Displacements, displacements
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane
-from cropreg.matching.register import COARSE_ITERATIONS, PATIENCE, Fit, coarse_to_fine, register
+from cropreg.matching.register import COARSE_ITERATIONS, Fit, coarse_to_fine, register
 from cropreg.matching.search import Candidate
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import Evidence, verify
 
 SAME_PLACE = 0.02  # of the crop's long side: what lies nearer is the same place, looked at closer
-SHORT_CUT = PATIENCE + 3  # steps at the finest level from where the search put a crop that was only cut out
 KEPT_PAIRS = 4  # levels of one scale
 SAME_STEP = 0.02  # relative difference of two resolutions up to which the mean of a square is that of the same square
 
@@ -243,13 +242,9 @@ def _registered(
     step = max(original.search_plane.step, crop.finest_step / scale)
     levels = _levels(candidate.step / step, model)
     least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
-    fit = Fit(candidate.place, 0.0, np.inf, np.inf, False, model)
-    if model == "shift" and candidate.ncc >= s.sure_median:  # a crop that was only cut out needs no coarse level
-        fit = register(pair_at(step, scale, 0), fit.place, model, iterations=SHORT_CUT, tolerance_px=0.02, least_ncc=s.sure_median)
-    if not fit.converged or fit.ncc < s.sure_median:
-        fit = coarse_to_fine(
-            partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc
-        )
+    fit = coarse_to_fine(
+        partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc
+    )
     if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
         return None
     seen.append(fit.place)

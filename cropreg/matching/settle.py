@@ -16,6 +16,7 @@ from cropreg.matching.fine import (
     choose_windows,
     common_place,
     common_shift,
+    distances_px,
     moved_windows,
     register_windows,
     spread_px,
@@ -97,7 +98,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         common = places.shifted(*(start[:, 2] + shift if noisy else whole))
         place = places.shifted(*whole) if kept else common
         same_size = not kept
-        scattered_px = _windows_error_px(windows, start, place, 0.0)
+        scattered_px = quantile(distances_px(windows, start, place), 0.75)
         error_px = scattered_px if scattered_px > s.scattered_px else error_px
     elif not kept and len(windows) >= 3:
         rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
@@ -161,9 +162,8 @@ def _windows_error_px(windows: list[Window], start: Affine, place: Affine, resiz
     """The predicted error of the edges as the windows tell it: not less than by how much half of them disagree with the place."""
     if not windows:
         return float("inf")
-    left = [w.shift_px - (places.apply(place, w.center_xy[None]) - places.apply(start, w.center_xy[None]))[0] for w in windows]
     predicted = np.hypot(SIGMAS * common_shift(windows)[1], resized_px / places.scale(place))
-    return float(max(predicted, np.median(np.hypot(*np.transpose(left)))))
+    return float(max(predicted, np.median(distances_px(windows, start, place))))
 
 
 def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
