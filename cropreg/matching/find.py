@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,22 +94,25 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
         framed = _inside_frame(blank, original, crop, s)
         if framed is not None:
             return framed
+    by_grain_alone = cache(partial(_by_grain, blank, original, crop, s))
     if found is None or not passes(found, s):
-        return _not_found(blank, original, crop, lowest, s)
-    match, certain = _settled(blank, original, crop, found, s)
+        return _not_found(blank, original, crop, lowest, by_grain_alone, s)
+    match, certain = _settled(blank, original, crop, found, by_grain_alone, s)
     mirages = [found.place]
     while not certain and len(mirages) <= s.most_mirages:
         found = search(original, crop, lowest, s, mirages)
         if found is None or not passes(found, s):
             break
-        again, certain = _settled(blank, original, crop, found, s)
+        again, certain = _settled(blank, original, crop, found, by_grain_alone, s)
         if again.verdict == "found":
             return again
         mirages.append(found.place)
     return match
 
 
-def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Match, bool]:
+def _settled(
+    blank: Match, original: Picture, crop: Picture, found: Found, by_grain_alone: Callable[[], Match | None], s: MatcherSettings
+) -> tuple[Match, bool]:
     """The verdict on the place that was found, and whether there is no need to look for another one."""
     # First of all, for as a mere shift a crop turned by little fits elsewhere about as well.
     found, kept = kept_or_free(original, crop, found, s)
@@ -126,7 +130,7 @@ def _settled(blank: Match, original: Picture, crop: Picture, found: Found, s: Ma
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
         if faint or match.verdict == "ambiguous" or settled.error_px > s.scattered_px:
-            match = _by_grain(blank, original, crop, s) or match
+            match = by_grain_alone() or match
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s)
@@ -148,11 +152,13 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
     return replace(match, box=Box(box.x1 - x1, box.y1 - y1, box.x2 + x2, box.y2 + y2))
 
 
-def _not_found(blank: Match, original: Picture, crop: Picture, lowest: float, s: MatcherSettings) -> Match:
+def _not_found(
+    blank: Match, original: Picture, crop: Picture, lowest: float, by_grain_alone: Callable[[], Match | None], s: MatcherSettings
+) -> Match:
     """Why nothing was found: too little texture, a mirrored crop, or another picture."""
     if _texture(crop, s) < s.flat_texture:
         flat = replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
-        return _by_grain(blank, original, crop, s) or flat
+        return by_grain_alone() or flat
     twin = crop.mirrored()
     found = quick_search(original, twin, lowest, s)
     if found is not None and convinces(found, s):
@@ -223,7 +229,7 @@ def search(original: Picture, crop: Picture, lowest_scale: float, s: MatcherSett
         if plausible(found, s):
             return found
     faint = _texture(crop, s) < s.faint_texture
-    finer = fits_inside and (faint or max(crop.size_wh) < s.tiny_px * original.search_plane.step)
+    finer = fits_inside and (faint or max(crop.size_wh) < max(s.small_px, s.tiny_px * original.search_plane.step))
     if finer and faint:  # a sky: hardly anybody resizes those
         found = _finer(original, crop, found, s)
     swept: list[Candidate] = []

@@ -14,6 +14,7 @@ from collections import Counter
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.follow import Found, compare
@@ -59,8 +60,8 @@ def by_grain(original: Picture, crop: Picture, whole: Plane, part: Plane, s: Mat
     left, top = max(0, (w - MIDDLE_PX) // 2), max(0, (h - MIDDLE_PX) // 2)
     middle = Plane(crop.full()).window(left, top, w - left, h - top)
     (mw, mh), reach = middle.size_wh, 2 * step
-    x1, y1 = max(0, x + left - reach), max(0, y + top - reach)
-    x2, y2 = min(full_w, x + left + mw + reach), min(full_h, y + top + mh + reach)
+    x1, y1 = max(left, x + left - reach), max(top, y + top - reach)  # the whole crop lies inside
+    x2, y2 = min(full_w - w + left + mw, x + left + mw + reach), min(full_h - h + top + mh, y + top + mh + reach)
     if x2 - x1 < mw or y2 - y1 < mh:
         return None
     pair = Pair(Plane(original.full()).window(x1, y1, x2, y2), middle, BAND_PX)
@@ -112,19 +113,27 @@ def anywhere(original: Plane, crop: Plane, s: MatcherSettings) -> Affine | None:
     (w, h), (full_w, full_h) = crop.size_wh, original.size_wh
     if w > full_w or h > full_h or min(w, h) < 2 * LEAST_WINDOW_PX:  # no two windows could agree
         return None
-    tw, th = min(w, TEMPLATE_PX), min(h, TEMPLATE_PX)
+    edge = BAND_PX // 2  # what lies nearer to the crop's border was band-passed without its surroundings
+    tw, th = min(w - 2 * edge, TEMPLATE_PX), min(h - 2 * edge, TEMPLATE_PX)
     x, y = (w - tw) // 2, (h - th) // 2
-    template = band_pass(crop.window(x, y, x + tw, y + th).pixels.astype(np.float32), BAND_PX)
+    template = _band_inside(crop, x, y, x + tw, y + th)
     found: list[tuple[float, float, float]] = []
-    for top in range(0, full_h - th + 1, BLOCK_PX):
-        for left in range(0, full_w - tw + 1, BLOCK_PX):
-            block = original.window(left, top, left + BLOCK_PX + tw - 1, top + BLOCK_PX + th - 1).pixels.astype(np.float32)
-            best = peaks(bands_map(band_pass(block, BAND_PX), template), 2, apart_px=4)
+    for top in range(edge, full_h - edge - th + 1, BLOCK_PX):
+        for left in range(edge, full_w - edge - tw + 1, BLOCK_PX):
+            right, bottom = min(left + BLOCK_PX + tw - 1, full_w - edge), min(top + BLOCK_PX + th - 1, full_h - edge)
+            best = peaks(bands_map(_band_inside(original, left, top, right, bottom), template), 2, apart_px=4)
             found += [(left + px, top + py, ncc) for px, py, ncc in best]
     found.sort(key=lambda peak: -peak[2])
     apart = [p for p in found[1:] if max(abs(p[0] - found[0][0]), abs(p[1] - found[0][1])) > 4]  # two blocks may see one peak
     clear = _clear_peak([*found[:1], *apart], s)
     return None if clear is None else places.shifted(float(clear[0] - x), float(clear[1] - y))
+
+
+def _band_inside(plane: Plane, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.float32]:
+    """A window at least ``BAND_PX // 2`` away from the plane's border, band-passed with what surrounds it."""
+    edge = BAND_PX // 2
+    pixels = plane.window(x1 - edge, y1 - edge, x2 + edge, y2 + edge).pixels
+    return band_pass(pixels, BAND_PX)[edge:-edge, edge:-edge]
 
 
 def _clear_peak(found: list[tuple[float, float, float]], s: MatcherSettings) -> tuple[int, int] | None:

@@ -103,9 +103,10 @@ def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> b
 
 def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
     """The same place on the whole search plane, where it was judged on a part of the original at more resolution."""
-    if (
-        found.pair.original.size_wh == original.search_plane.size_wh
-        or found.pair.original.shift_xy == original.search_plane.shift_xy
+    seen, whole = found.pair.original, original.search_plane
+    covered_px = [n * s + whole.step for n, s in zip(seen.size_wh, seen.step_xy, strict=True)]
+    if seen.shift_xy == whole.shift_xy and all(
+        have >= n * s for have, n, s in zip(covered_px, whole.size_wh, whole.step_xy, strict=True)
     ):
         return found
     scale = 1.0 if found.is_shift else places.scale(found.place)

@@ -65,6 +65,13 @@ def test_two_equal_places_are_ambiguous():
     assert match.gap < 0.01
 
 
+@pytest.mark.parametrize("side", [60, 120, 150])
+def test_a_second_place_is_sought_for_a_small_crop_of_the_corner_too(side):
+    picture = scene(5, 1200, 1200)[..., 0].copy()
+    picture[:200, :200] = picture[700:900, 800:1000]
+    assert find(picture, picture[:side, :side].copy()).verdict == "ambiguous"
+
+
 @pytest.mark.parametrize("scale", [0.9, 0.45])
 def test_two_equal_places_are_ambiguous_for_a_resized_crop_too(resize, scale):
     original = encode(np.tile(scene(4, 420, 300), (4, 4, 1)), "PNG")
