@@ -90,13 +90,14 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     windows, error_px = look(start), _error_px(found, kept)
     if kept and windows:
         shift, error_px = common_shift(windows)
-        whole = np.clip(np.round(start[:, 2] + shift), 0, np.subtract(original.size_wh, crop.size_wh))
-        between = float(np.abs(start[:, 2] + shift - np.round(start[:, 2] + shift)).max())
+        asked = start[:, 2] + shift
+        whole = np.round(asked)
+        between = float(np.abs(asked - whole).max())
         noisy = between > max(s.whole_px, s.whole_sigmas * error_px)  # sampled anew, or scanned
         # An edit of tone moves the windows of a smooth picture each its own way, by more than their errors.
         kept = not noisy or between <= s.whole_spreads * spread_px(windows)
-        common = places.shifted(*(start[:, 2] + shift if noisy else whole))
-        place = places.shifted(*whole) if kept else common
+        common = places.shifted(*(asked if noisy else whole))
+        place = places.shifted(*np.clip(whole, 0, np.subtract(original.size_wh, crop.size_wh))) if kept else common
         same_size = not kept
         scattered_px = float(np.quantile(distances_px(windows, start, place), 0.75, method="inverted_cdf"))
         disagreeing_px = spread_px(windows) if noisy else 0.0
