@@ -320,3 +320,16 @@ def test_more_resolution_finds_what_the_first_searches_have_missed(monkeypatch):
     picture = scene(11, 1600, 1200)
     match = find(encode(picture, quality=92), encode(picture[130:910, 241:1300], quality=85))
     assert (match.verdict, match.box) == ("found", Box(241, 130, 1300, 910))
+
+
+@pytest.mark.parametrize(("beyond_px", "most_px"), [(1.0, 1.5), (7.0, 7.5)])
+def test_a_place_beyond_the_border_is_held_against_the_windows_that_ask_for_it(pair, monkeypatch, beyond_px, most_px):
+    windows = [Window(np.array([60.0, 60.0 + i]), np.array([beyond_px, 0.0]), 0.01, 0.1, pair) for i in range(6)]
+    monkeypatch.setattr(settle, "register_windows", lambda *_, **__: windows)
+    fit = replace(register(pair, places.shifted(120, 100), "shift", iterations=20), place=places.shifted(320, 100), sigma_px=1.0)
+    found = Found(fit, verify(pair, places.shifted(120, 100), most_tiles=8, least_tile_px=10, noise=0.4), "ncc", pair)
+    original, crop = (Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop))
+    settled = settle.settle(original, crop, found, True, MatcherSettings())
+    assert settled.place[0, 2] == 320
+    far = settled.error_px > MatcherSettings().scattered_px
+    assert far is (beyond_px > 4) and settled.error_px < most_px
