@@ -108,7 +108,8 @@ class MatcherSettings(Settings):
     small_px: int = Field(120, description="plane px; a crop smaller than this at 1/8 is looked at again at more resolution")
     tiny_px: int = Field(
         48,
-        description="plane px; a crop smaller than this that was not found is looked for at half size, too: one in 270 is found there",
+        description="px of the original's plane; a crop smaller than this that was not found is looked for at more resolution, too: "
+        "one in 270 is found there",
     )
     many_tiles: int = Field(30, description="textured tiles that judge even such a crop, if they convince")
     closer_px: int = Field(256, description="working px; long side of the crop in that closer look: enough to judge by")
