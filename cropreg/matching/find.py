@@ -129,7 +129,7 @@ def _settled(
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
-        if faint or match.verdict == "ambiguous" or settled.error_px > s.scattered_px:
+        if faint or settled.error_px > s.scattered_px:
             match = by_grain_alone() or match
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
