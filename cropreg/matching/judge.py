@@ -10,6 +10,7 @@ import numpy as np
 from cropreg.boxes import Box
 from cropreg.matching import place as places
 from cropreg.matching.follow import convinces
+from cropreg.matching.local import found_elsewhere
 from cropreg.matching.match import Match
 from cropreg.matching.rivals import Elsewhere
 from cropreg.matching.settings import MatcherSettings
@@ -35,7 +36,8 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         angle, scale = round(places.angle_deg(place), 5), round(places.scale(place), 6)
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
-    verdict, reason = _verdict(settled, tied, s)
+    strange = None if settled.same_grain else _by_tiles(settled, s)
+    verdict, reason = _verdict(settled, tied, strange, s)
     # Strong edits make the plain NCC of true places low, and skies that of all others high.
     sure = settled.same_grain or convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
     if verdict == "found" and gap < s.least_gap and not sure:
@@ -51,34 +53,18 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         gap=round(gap, 6),
         method=found.method,
         error_px=round(settled.error_px, 4),
-        probability=round(_probability(settled, tied), 4),
+        probability=round(_probability(settled, tied + (strange is not None)), 4),
     )
 
 
-def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str | None]:
+def _verdict(settled: Settled, tied: bool, strange: tuple[str, str] | None, s: MatcherSettings) -> tuple[str, str | None]:
+    """The verdict and why; ``strange`` is what :func:`_by_tiles` says."""
     if settled.same_grain:
         return "found", None
-    found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
-    if windows is not None:
-        if is_burst(settled.moved, windows, s):
-            return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
-        if left_over >= s.another_picture:
-            return (
-                "no_match",
-                "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
-            )
-        if left_over >= s.most_unexplained:
-            return "doubtful", "The crop differs from the original by more than its file format explains: edited, or another scan."
-        if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
-            return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
-        if not windows and (settled.kept or not convinces(found, s)):
-            return "doubtful", "The place looks right, but nothing could be compared at full size."
-        if windows and min(window.rest for window in windows) >= s.strange_rest:
-            return "doubtful", "The place looks right from afar, but at full size no part of the crop agrees with the original."
-        if found.is_shift and settled.error_px > s.scattered_px:
-            return "doubtful", "The place looks right from afar, but at full size the parts of the crop ask for different places."
-        if len(windows) < s.window_share * settled.tried and not convinces(found, s):
-            return "doubtful", "At full size only a few parts of the crop agree with the original."
+    refused = [verdict for verdict in (strange, _by_windows(settled, s)) if verdict]
+    if refused:
+        return next((verdict for verdict in refused if verdict[0] == "no_match"), refused[0])
+    found, windows = settled.found, settled.windows
     loose = not settled.kept and found.fit.sigma_px * places.scale(found.place) > (
         s.unsure_px if convinces(found, s) else s.loose_px
     )
@@ -98,6 +84,49 @@ def _verdict(settled: Settled, tied: bool, s: MatcherSettings) -> tuple[str, str
     return "found", None
 
 
+def _by_tiles(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
+    """Why parts of the crop that agree, while others show something else, make no match; None if they do."""
+    found, evidence = settled.found, settled.found.evidence
+    moved = 0
+    if evidence.unlike.sum() >= s.depth_tiles:
+        moved = found_elsewhere(found.pair, found.place, evidence.unlike, s.depth_reach, s.depth_ncc)
+    windows = settled.windows
+    vouched = convinces(found, s) or windows is None or any(window.rest < s.window_rest for window in windows)
+    unlike = 0.0 if vouched else evidence.unlike_share
+    if moved >= s.depth_sure_tiles or unlike >= s.unlike_sure:
+        return "no_match", "Only parts of the crop agree with the original: it shows the scene from elsewhere, or another scene."
+    if moved >= s.depth_tiles or unlike >= s.unlike_share:
+        return "doubtful", "Only parts of the crop agree with the original: edited, or the scene from elsewhere."
+    return None
+
+
+def _by_windows(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
+    """Why what windows saw at full size makes no match; None if it does, or if none were needed."""
+    found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
+    if windows is None:
+        return None
+    if is_burst(settled.moved, windows, s):
+        return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
+    if left_over >= s.another_picture:
+        return (
+            "no_match",
+            "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
+        )
+    if left_over >= s.most_unexplained:
+        return "doubtful", "The crop differs from the original by more than its file format explains: edited, or another scan."
+    if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
+        return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
+    if not windows and (settled.kept or not convinces(found, s)):
+        return "doubtful", "The place looks right, but nothing could be compared at full size."
+    if windows and min(window.rest for window in windows) >= s.strange_rest:
+        return "doubtful", "The place looks right from afar, but at full size no part of the crop agrees with the original."
+    if found.is_shift and settled.error_px > s.scattered_px:
+        return "doubtful", "The place looks right from afar, but at full size the parts of the crop ask for different places."
+    if len(windows) < s.window_share * settled.tried and not convinces(found, s):
+        return "doubtful", "At full size only a few parts of the crop agree with the original."
+    return None
+
+
 def _confirmed(settled: Settled, s: MatcherSettings) -> bool:
     """Whether every window that was asked at full size agrees, and enough were asked to stand for tiles that have no texture."""
     windows = settled.windows or []
@@ -111,12 +140,13 @@ def _evenly(e: Evidence, s: MatcherSettings) -> bool:
     return e.low >= s.even_median and e.tiles >= s.even_tiles
 
 
-def _probability(settled: Settled, tied: bool) -> float:
-    """The calibrated probability of the place, halved where another fits as well, by each part that moved, and if all windows failed."""
+def _probability(settled: Settled, against: int) -> float:
+    """The calibrated probability of the place, halved by each of so many things ``against`` it, by each part that moved, and if all
+    windows failed."""
     if settled.same_grain:
         return BY_GRAIN
     failed = settled.windows == [] and not settled.moved  # none showed anything like the original
-    return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + tied + failed)
+    return looks_right(settled.found.evidence) * 0.5 ** (settled.moved + against + failed)
 
 
 def looks_right(e: Evidence) -> float:

@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine, growth
-from cropreg.matching.plane import Pair, dot
+from cropreg.matching.place import Affine, compose, growth, shifted
+from cropreg.matching.plane import Pair, dot, warped
+
+LEAST_MOVE_PX = 2  # plane px: a tile that is found nearer by lies where it should
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,31 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
         sums.append([_sums(product, w // nx, h // ny, nx, ny) for nx, ny in counts])
     to_px = pair.step * growth(matrix)
     return [_solved([s[i] for s in sums], (w // nx) * (h // ny), to_px) for i, (nx, ny) in enumerate(counts)]
+
+
+def found_elsewhere(pair: Pair, place: Affine, tiles: NDArray[np.bool_], reach_share: float, least_ncc: float) -> int:
+    """How many of the ``tiles`` (rows, columns) are found nearby, all of them moved by the same: what lies at another depth.
+
+    They are looked for at whole plane pixels up to ``reach_share`` of the crop's long side away, and must correlate by ``least_ncc``
+    there.  Cost: 0.2 ms a tile.
+    """
+    w, h = pair.grid.size_wh
+    reach = max(4, round(max(w, h) * reach_share))
+    wider = compose(pair.matrix(place), shifted(-reach, -reach))
+    around_wh = w + 2 * reach, h + 2 * reach
+    around = warped(pair.bands[0], wider, around_wh) if pair.bands else pair.band(warped(pair.original, wider, around_wh))
+    tw, th = w // tiles.shape[1], h // tiles.shape[0]
+    moves = []
+    for row, column in np.argwhere(tiles).tolist():
+        x, y = column * tw, row * th
+        scores = cv2.matchTemplate(
+            around[y : y + th + 2 * reach, x : x + tw + 2 * reach], pair.target[y : y + th, x : x + tw], cv2.TM_CCOEFF_NORMED
+        )
+        _, best, _, (dx, dy) = cv2.minMaxLoc(scores)
+        if best >= least_ncc and max(abs(dx - reach), abs(dy - reach)) >= LEAST_MOVE_PX:
+            moves.append((dx, dy))
+    alike = [sum(max(abs(x - u), abs(y - v)) <= 1 for u, v in moves) for x, y in moves]
+    return max(alike, default=0)
 
 
 def _sums(values: NDArray[np.float32], tw: int, th: int, nx: int, ny: int) -> NDArray[np.float64]:

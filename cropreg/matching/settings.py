@@ -234,6 +234,31 @@ class MatcherSettings(Settings):
         gt=0,
         description="unexplained share of the best window from which none agrees: true crops reach 0.66, a facade elsewhere 0.80",
     )
+    unlike_share: float = Field(
+        0.02,
+        gt=0,
+        description="share of the texture that is in tiles of something else, above which a place where no window comes to "
+        "``window_rest`` is doubtful: of 3,289 true crops such ones reach 0.004, twins of a stereo pair mostly 0.03 to 0.35",
+    )
+    unlike_sure: float = Field(
+        0.2, gt=0, description="the same from which it is another view for sure; a title written all over a crop reaches 0.15"
+    )
+    depth_reach: float = Field(
+        0.125,
+        gt=0,
+        description="share of the crop's long side up to which such tiles are looked for: a near thing before a far one",
+    )
+    depth_ncc: float = Field(
+        0.8, description="their correlation there; tiles of something painted over reach it, but each elsewhere"
+    )
+    depth_tiles: int = Field(
+        2,
+        ge=1,
+        description="such tiles, moved by the same, that make a crop doubtful; 3,000 true crops have 1, painted over or stamped ones 2",
+    )
+    depth_sure_tiles: int = Field(
+        5, ge=1, description="the same that tell another view of the scene; a copied patch as large as that is no small one"
+    )
     scattered_px: float = Field(
         4.0,
         gt=0,

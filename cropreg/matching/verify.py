@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, between, dot, warped
 
+UNLIKE_NCC = 0.5  # correlation of a tile below which it shows something else, and
+LEAST_SHOWN = 0.1  # its variance over the mean one, below which that is said of no tile
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -31,6 +34,17 @@ class Evidence:
     energy: float
     gain: float
     tile_ncc: NDArray[np.float32]  # (rows, columns), NaN where there is no texture
+    shown: NDArray[np.float64]  # (rows, columns), the variance that both show there: none if one is painted over with one tone
+
+    @property
+    def unlike(self) -> NDArray[np.bool_]:
+        """The tiles (rows, columns) in which both pictures show something, and not the same."""
+        return (self.tile_ncc < UNLIKE_NCC) & (self.shown > LEAST_SHOWN * self.shown.mean())
+
+    @property
+    def unlike_share(self) -> float:
+        """The share of the texture that is in such tiles."""
+        return float(self.shown[self.unlike].sum() / max(self.shown.sum(), 1e-6))
 
 
 def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, noise: float, weak: float = 0.0) -> Evidence:
@@ -60,6 +74,7 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
     some = ncc[textured]
     all_cov = float((cov + mt * mm).mean())
     all_t, all_m = float((vt + mt**2).mean()), float((vm + mm**2).mean())
+    gain = all_cov / max(all_m, 1e-6)
     return Evidence(
         score=zero_mean_ncc(moved_raw, target_raw),  # type: ignore[arg-type]
         band=all_cov / max((all_t * all_m) ** 0.5, 1e-6),
@@ -69,8 +84,9 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
         textured=float(textured.mean()),
         inside=inside_share(pair.original.size_wh, matrix, (w, h)),
         energy=all_t**0.5,
-        gain=all_cov / max(all_m, 1e-6),
+        gain=gain,
         tile_ncc=ncc.astype(np.float32),
+        shown=np.where(textured, np.minimum(vt, gain**2 * vm), 0.0),
     )
 
 
