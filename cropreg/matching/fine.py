@@ -16,6 +16,7 @@ from cropreg.matching.plane import Pair, Plane, warped
 from cropreg.matching.register import register
 
 STILL_PX = 0.02  # plane px; a shorter step moves nothing any more
+MOST_COVERED = 0.1  # share of a window that may show something else
 FIRST_LOOK = 6  # steps: from where the planes put it, a window needs 3 or 4
 
 
@@ -42,8 +43,10 @@ class Window:
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in crop pixels, half-open
 
 
-def choose_windows(crop: Plane, full_wh: tuple[int, int], window_px: int, per_side: int) -> list[Rectangle]:
-    """Places at most ``per_side``**2 windows where the crop's plane has corners.
+def choose_windows(
+    crop: Plane, full_wh: tuple[int, int], window_px: int, per_side: int, unlike: NDArray[np.bool_] | None = None
+) -> list[Rectangle]:
+    """Places at most ``per_side``**2 windows where the crop's plane has corners, but not in tiles (rows, columns) known to be ``unlike``.
 
     Only corners fix a shift in both directions (Shi and Tomasi, CVPR 1994: the smaller eigenvalue of the gradient's covariance).
     """
@@ -52,6 +55,9 @@ def choose_windows(crop: Plane, full_wh: tuple[int, int], window_px: int, per_si
     corner = cv2.cornerMinEigenVal(crop.pixels.astype(np.float32), 3)
     kx, ky = max(1, int(ww / crop.step_xy[0])), max(1, int(wh / crop.step_xy[1]))
     strength = cv2.blur(corner, (kx, ky), borderType=cv2.BORDER_CONSTANT)
+    if unlike is not None and unlike.any():
+        covered = cv2.blur(cv2.resize(unlike.astype(np.float32), crop.size_wh, interpolation=cv2.INTER_NEAREST), (kx, ky))
+        strength[covered > MOST_COVERED] *= 1e-3  # for want of anything else
     pw, ph = crop.size_wh
     nx, ny = min(per_side, max(1, w // ww)), min(per_side, max(1, h // wh))
     windows = []

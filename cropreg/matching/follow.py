@@ -80,7 +80,8 @@ def plausible(found: Found | None, s: MatcherSettings) -> bool:
     if found is None:
         return False
     e = found.evidence
-    alike = e.median >= s.fair_median and e.low >= s.fair_low and e.band >= s.fair_band and e.tiles >= s.fair_tiles
+    most = e.median >= s.sure_median and e.tiles >= s.even_tiles  # a title in large letters outweighs all the rest
+    alike = most or (e.median >= s.fair_median and e.low >= s.fair_low and e.band >= s.fair_band and e.tiles >= s.fair_tiles)
     return (alike or as_a_whole(found, s)) and found.fit.converged and e.inside > s.least_inside
 
 

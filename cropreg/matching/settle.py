@@ -80,7 +80,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
-    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, per_side)
+    texture = _reduced_to(crop.search_plane, s.map_step_px)
+    rectangles = choose_windows(texture, crop.size_wh, size, per_side, found.evidence.unlike)
     rectangles = apart(rectangles + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
     look = partial(
         register_windows, full_o, full_c, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,

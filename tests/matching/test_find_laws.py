@@ -138,6 +138,21 @@ def test_painted_objects_and_date_stamps_leave_the_box_alone(original, pixels):
     assert find(original, encode(crop)).box == BOX
 
 
+def test_a_patch_copied_over_from_beside_leaves_the_box_alone(original, pixels):
+    crop = pixels[Y1:Y2, X1:X2].copy()
+    crop[300:470, 320:490] = crop[290:460, 480:650]
+    assert find(original, encode(crop)).box == BOX
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_a_title_in_large_letters_leaves_the_box_alone(original, pixels, resize, scale):
+    crop = pixels[Y1:Y2, X1:X2].copy()
+    cv2.putText(crop, "STUDIO LUX", (60, 500), cv2.FONT_HERSHEY_SIMPLEX, 4, (255, 255, 255), 12)
+    match = find(original, encode(resize(crop, scale) if scale < 1 else crop))
+    assert match.verdict == "found"
+    assert edges_off(match, BOX) * scale < 1
+
+
 def stored(upright: np.ndarray, orientation: int) -> bytes:
     """A file whose EXIF orientation turns it upright again."""
     turned = {

@@ -56,6 +56,23 @@ def test_a_neighbouring_frame_of_a_burst_is_no_match(original, pixels, seed):
     assert match.verdict == "no_match"
 
 
+def twin(pixels: np.ndarray, px: int) -> np.ndarray:
+    """The same scene from a step aside: what is far away has moved behind what is near, and the noise is new."""
+    h, w = pixels.shape[:2]
+    near = np.zeros((h, w), np.float32)
+    cv2.ellipse(near, (w // 2, h // 2), (w // 3, h // 4), 0, 0, 360, 1, -1)
+    near = cv2.GaussianBlur(near, (0, 0), 1)[..., None]
+    both = pixels * near + np.roll(pixels, px, 1) * (1 - near)
+    return np.asarray(np.clip(both + np.random.default_rng(3).normal(0, 1.5, both.shape), 0, 255), np.uint8)
+
+
+@pytest.mark.parametrize(("seed", "scale"), [(1, 1.0), (1, 0.6), (2, 1.0), (2, 0.6)])
+def test_a_twin_of_a_stereo_pair_is_not_found_by_what_is_near(seed, scale, resize):
+    crop = twin(scene(seed), 24)[100:1000, 200:1500]
+    match = find(encode(scene(seed)), encode(resize(crop, scale) if scale < 1 else crop))
+    assert match.verdict == ("no_match" if scale == 1 else "doubtful")
+
+
 def test_two_equal_places_are_ambiguous():
     tile = scene(4, 420, 300)
     original = encode(np.tile(tile, (4, 4, 1)), "PNG")
