@@ -128,11 +128,11 @@ def _by_windows(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
 
 
 def _confirmed(settled: Settled, s: MatcherSettings) -> bool:
-    """Whether every window that was asked at full size agrees, and enough were asked to stand for tiles that have no texture."""
+    """Whether windows at full size stand for tiles that have no texture: enough were asked, and most ask for the same, or all agree."""
     windows = settled.windows or []
     least = s.least_grain_windows if _evenly(settled.found.evidence, s) else s.least_edge_windows
     agree = len(windows) == settled.tried and len(windows) >= least
-    return agree and float(np.median([w.rest for w in windows])) < s.window_rest
+    return settled.confirmed or (agree and float(np.median([w.rest for w in windows])) < s.window_rest)
 
 
 def _evenly(e: Evidence, s: MatcherSettings) -> bool:

@@ -228,6 +228,12 @@ class MatcherSettings(Settings):
     most_error_px: float = Field(0.5, gt=0, description="crop px; predicted error of the edges above which a place is not found")
     window_ncc: float = Field(0.35, description="band-passed NCC below which a window says nothing")
     window_rest: float = Field(0.3, description="median unexplained share up to which windows stand for tiles that have no texture")
+    agreeing_px: float = Field(
+        0.25, gt=0, description="original px from the place up to which a window of a crop that was only cut out agrees with it"
+    )
+    agreeing_share: float = Field(
+        0.6, gt=0, le=1, description="share of such windows, and at least ``least_edge_windows``, that confirms a whole pixel"
+    )
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
     strange_rest: float = Field(
         0.75,
@@ -268,6 +274,9 @@ class MatcherSettings(Settings):
     reach_px: float = Field(8.0, gt=0, description="original px a window looks around: a neighbouring frame moves by more than 1")
     window_sigma: float = Field(0.25, description="working px; predicted error above which a window's shift says nothing")
     moved_px: float = Field(0.7, gt=0, description="original px; bursts spread by 1.36 or more, true crops by 0.63 at most")
+    moved_sure_px: float = Field(
+        1.5, gt=0, description="the same where the others confirm a whole pixel: edits of tone move windows of smooth parts by 1.3"
+    )
     moved_ratio: float = Field(1.6, gt=1, description="unexplained share at the common place over that at a window's own place")
     burst_share: float = Field(0.25, description="share of moved windows that makes a neighbouring frame; fewer are doubtful")
     burst_windows: int = Field(2, ge=1, description="moved windows that make a neighbouring frame")

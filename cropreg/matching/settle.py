@@ -45,6 +45,7 @@ class Settled:
     deviation of its edges in original pixels.  ``windows`` are the full-size windows that
     could be compared, of ``tried``; None when none were needed.  ``moved`` counts those whose content lies elsewhere, or tiles of the
     planes where most have moved so far that no window had to be asked.
+    ``confirmed`` says that most windows of a crop that was only cut out ask for this very pixel, which chance makes one in a thousand do.
     ``unexplained`` is what neither the original nor the crop's own coding explains, about 1 for true crops; None where it was not asked.
     ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
     """
@@ -56,6 +57,7 @@ class Settled:
     windows: list[Window] | None = None
     tried: int = 0
     moved: int = 0
+    confirmed: bool = False
     unexplained: float | None = None
     same_grain: bool = False
 
@@ -72,7 +74,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         found = replace(found, fit=replace(found.fit, place=places.stretched(found.place, crop.size_wh, unrest.stretch_px)))
     noisy = not kept and places.scale(found.place) > 1 / s.rescan_scale  # it shows all of the noise, or another one
     same_size = noisy and places.scale(found.place) < s.rescan_scale
-    sure = found.evidence.tiles >= s.sure_tiles or convinces(found, s)  # few tiles have texture: windows must stand for the others
+    # Few tiles have texture, or they hardly agree: windows must stand for them.
+    sure = convinces(found, s) or (found.evidence.tiles >= s.sure_tiles and found.evidence.median >= s.fair_median)
     if unrest.calm and sure and not noisy and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     if unrest.median >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
@@ -88,7 +91,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
     )  # fmt: skip
     start = place = common = places.shifted(*np.round(found.place[:, 2])) if kept else found.place
-    windows, error_px = look(start), _error_px(found, kept)
+    windows, error_px, confirmed = look(start), _error_px(found, kept), False
     if kept and windows:
         shift, error_px = common_shift(windows)
         asked = start[:, 2] + shift
@@ -100,7 +103,9 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         common = places.shifted(*(asked if noisy else whole))
         place = places.shifted(*np.clip(whole, 0, np.subtract(original.size_wh, crop.size_wh))) if kept else common
         same_size = not kept
-        scattered_px = float(np.quantile(distances_px(windows, start, place), 0.75, method="inverted_cdf"))
+        apart_px = distances_px(windows, start, place)
+        confirmed = kept and (apart_px < s.agreeing_px).sum() >= max(s.least_edge_windows, s.agreeing_share * len(windows))
+        scattered_px = float(np.quantile(apart_px, 0.75, method="inverted_cdf"))
         disagreeing_px = spread_px(windows) if noisy else 0.0
         error_px = scattered_px if scattered_px > s.scattered_px else max(error_px, disagreeing_px)
     elif not kept and len(windows) >= 3:
@@ -123,11 +128,11 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 found = replace(nearer, evidence=found.evidence)
                 place, common, error_px = found.place, found.place, _error_px(found, kept)
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
-    moved = moved_windows(windows, start, common, s.moved_px, s.moved_ratio)
+    moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
     if steps is not None and (noisy or moved) and not is_burst(moved, windows, s):
         left_over = _unexplained(original, crop, place, steps, s)
-    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, left_over)
+    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
 
 
 def is_burst(moved: int, windows: list[Window], s: MatcherSettings) -> bool:

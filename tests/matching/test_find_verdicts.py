@@ -56,6 +56,16 @@ def test_a_neighbouring_frame_of_a_burst_is_no_match(original, pixels, seed):
     assert match.verdict == "no_match"
 
 
+@pytest.mark.parametrize(("px", "found"), [(1.3, True), (3.0, False)])
+def test_windows_that_agree_on_a_pixel_outvote_an_edit_of_one_part_but_no_thing_that_moved(px, found):
+    crop = scene(3)[200:1100, 300:1500]
+    y, x = np.mgrid[: crop.shape[0], : crop.shape[1]].astype(np.float32)
+    here = np.clip(3.9 - np.hypot(x - 1000, y - 700) / 30, 0, 1)
+    match = find(encode(scene(3)), encode(cv2.remap(crop, x + px * here, y, cv2.INTER_CUBIC)))
+    assert match.box == Box(300.0, 200.0, 1500.0, 1100.0)
+    assert (match.verdict == "found") == found
+
+
 def twin(pixels: np.ndarray, px: int) -> np.ndarray:
     """The same scene from a step aside: what is far away has moved behind what is near, and the noise is new."""
     h, w = pixels.shape[:2]
