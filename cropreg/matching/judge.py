@@ -95,7 +95,7 @@ def _by_tiles(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
     unlike = 0.0 if vouched else evidence.unlike_share
     if moved >= s.depth_sure_tiles or unlike >= s.unlike_sure:
         return "no_match", "Only parts of the crop agree with the original: it shows the scene from elsewhere, or another scene."
-    if moved >= s.depth_tiles or unlike >= s.unlike_share:
+    if moved >= s.depth_tiles or unlike >= s.unlike_share or evidence.unlike.sum() > s.unlike_tiles * evidence.tiles:
         return "doubtful", "Only parts of the crop agree with the original: edited, or the scene from elsewhere."
     return None
 

@@ -249,6 +249,11 @@ class MatcherSettings(Settings):
     unlike_sure: float = Field(
         0.2, gt=0, description="the same from which it is another view for sure; a title written all over a crop reaches 0.15"
     )
+    unlike_tiles: float = Field(
+        0.2,
+        gt=0,
+        description="share of the tiles that show something else, whatever windows say, above which no small thing is painted over",
+    )
     depth_reach: float = Field(
         0.125,
         gt=0,

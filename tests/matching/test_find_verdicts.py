@@ -34,10 +34,12 @@ def test_a_resized_crop_of_another_picture_is_no_match(original, resize):
     assert find(original, encode(resize(scene(2)[100:900, 200:1400], 0.4))).verdict == "no_match"
 
 
-def test_half_of_another_picture_is_no_match(original, pixels):
+@pytest.mark.parametrize("px", [350, 480, 600])
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_a_crop_that_is_in_part_of_another_picture_is_not_found(original, pixels, resize, px, scale):
     crop = pixels[100:900, 200:1400].copy()
-    crop[:, :600] = scene(5)[100:900, 200:800]
-    assert find(original, encode(crop)).verdict in ("no_match", "doubtful")
+    crop[:, :px] = scene(5)[100:900, 200 : 200 + px]
+    assert find(original, encode(resize(crop, scale) if scale < 1 else crop)).verdict in ("no_match", "doubtful")
 
 
 def frame_of_a_burst(pixels: np.ndarray, seed: int) -> np.ndarray:
