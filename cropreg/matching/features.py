@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 from typing import NamedTuple
 
 import cv2
@@ -99,8 +101,10 @@ def similarities(
             break
         free &= ~inside[k]
         refined = _least_squares(za, zb, chosen)
-        if refined is not None and scale_range[0] < abs(refined[0]) < scale_range[1]:
-            t, m, inliers = refined
+        if refined is None:
+            continue
+        t, m, inliers = refined
+        if scale_range[0] < abs(t) < scale_range[1] and abs(math.degrees(cmath.phase(t))) <= max_angle_deg:
             found.append((np.array([[t.real, -t.imag], [t.imag, t.real]]), np.array([m.real, m.imag]), inliers))
     return found
 

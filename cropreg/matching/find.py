@@ -39,6 +39,8 @@ __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 FINER_PX = 750_000  # pixels at which originals are correlated whole, for a template of fine texture: it takes 40 bytes a pixel
+TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
+"""By how many quarters anticlockwise a crop is turned back, and how it lies before."""
 DEFAULTS = MatcherSettings()
 
 
@@ -82,7 +84,7 @@ def find_in(original: Picture, crop: Picture, settings: MatcherSettings = DEFAUL
 def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match:
     """The verdict on two readable pictures; ``blank`` carries their sizes."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
-    lowest = max(s.lowest_scale, s.overlap * max(cw / ow, ch / oh))
+    lowest = _lowest_scale(original, crop, s)
     if lowest > s.highest_scale:
         reason = f"The crop ({cw} x {ch} px) is too large for its original ({ow} x {oh} px). Are the two folders swapped?"
         return replace(blank, verdict="no_match", reason=reason)
@@ -96,7 +98,7 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
             return framed
     by_grain_alone = cache(partial(_by_grain, blank, original, crop, s))
     if found is None or not passes(found, s):
-        return _not_found(blank, original, crop, lowest, by_grain_alone, s)
+        return _not_found(blank, original, crop, by_grain_alone, s)
     match, certain = _settled(blank, original, crop, found, by_grain_alone, s)
     mirages = [found.place]
     while not certain and len(mirages) <= s.most_mirages:
@@ -108,6 +110,11 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
             return again
         mirages.append(found.place)
     return match
+
+
+def _lowest_scale(original: Picture, crop: Picture, s: MatcherSettings) -> float:
+    """The scale, in crop pixels per original pixel, below which the crop would be larger than its original."""
+    return max(s.lowest_scale, s.overlap * max(c / o for c, o in zip(crop.size_wh, original.size_wh, strict=True)))
 
 
 def _settled(
@@ -153,20 +160,38 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
 
 
 def _not_found(
-    blank: Match, original: Picture, crop: Picture, lowest: float, by_grain_alone: Callable[[], Match | None], s: MatcherSettings
+    blank: Match, original: Picture, crop: Picture, by_grain_alone: Callable[[], Match | None], s: MatcherSettings
 ) -> Match:
-    """Why nothing was found: too little texture, a mirrored crop, or another picture."""
+    """Why nothing was found: too little texture, a mirrored crop, one turned by quarters, or another picture."""
     if _texture(crop, s) < s.flat_texture:
         flat = replace(blank, verdict="flat", reason="The crop has too little texture to tell where it lies.")
         return by_grain_alone() or flat
-    twin = crop.mirrored()
-    found = quick_search(original, twin, lowest, s)
-    if found is not None and convinces(found, s):
-        settled = settle(original, twin, *kept_or_free(original, twin, found, s), s)
-        match = answer(blank, twin.size_wh, settled, Elsewhere(None, []), False, s)
-        if match.verdict == "found":
-            return replace(match, verdict="doubtful", reason="The crop is mirrored: left and right are exchanged.")
+    seen = _seen_as(blank, original, crop.mirrored(), "The crop is mirrored: left and right are exchanged.", s)
+    if seen is None and (quarters := _quarters(original, crop, s)):
+        seen = _seen_as(blank, original, crop.turned(quarters), f"The crop is turned {TURNED[quarters]} against its original.", s)
+    if seen is not None:
+        return seen
     return replace(blank, verdict="no_match", reason="No place in the original looks like the crop.")
+
+
+def _seen_as(blank: Match, original: Picture, twin: Picture, reason: str, s: MatcherSettings) -> Match | None:
+    """The match of a crop that is mirrored or turned, doubtful for that ``reason``; None if it is not found so."""
+    lowest = _lowest_scale(original, twin, s)
+    found = quick_search(original, twin, lowest, s) if lowest <= s.highest_scale else None
+    if found is None or not convinces(found, s):
+        return None
+    settled = settle(original, twin, *kept_or_free(original, twin, found, s), s)
+    match = answer(blank, twin.size_wh, settled, Elsewhere(None, []), False, s)
+    return replace(match, verdict="doubtful", reason=reason) if match.verdict == "found" else None
+
+
+def _quarters(original: Picture, crop: Picture, s: MatcherSettings) -> int:
+    """By how many quarters, anticlockwise, most corners of the crop must be turned to look like the original's; 0 if they need not."""
+    told = by_features(
+        original.keypoints(s.features_long_side_px, s.num_features), crop.keypoints(s.features_long_side_px, s.num_features),
+        scale_range=(s.lowest_scale, s.highest_scale), max_angle_deg=180.0, count=1,
+    )  # fmt: skip
+    return round(-places.angle_deg(told[0].place) / 90) % 4 if told else 0
 
 
 def _by_grain(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:

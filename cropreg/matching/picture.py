@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import cv2
@@ -27,6 +28,7 @@ LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a 
 SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
 ROUNDED = 2  # grey levels by which the channels of a black and white picture may differ
 TRANSPOSED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations: what becomes of the stored picture
+ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}  # by quarters anticlockwise
 SEARCH_LEAST_PX = 200  # long side of a search plane made of a full picture: a power of two as small as this leaves
 
 
@@ -235,6 +237,22 @@ class Picture:
         right = plane.shift_xy[0] + plane.size_wh[0] * plane.step_xy[0]
         twin.search_plane = Plane(cv2.flip(plane.pixels, 1), plane.step_xy, (self.size_wh[0] - right, plane.shift_xy[1]))
         twin._source = lambda: np.asarray(cv2.flip(self.full(), 1), np.uint8)
+        return twin
+
+    def turned(self, quarters: int) -> Picture:
+        """This picture turned anticlockwise by quarters; shares what was decoded, but knows nothing of what its file has rounded."""
+        twin = Picture(b"", self.name)
+        twin.rounding_steps = None
+        plane, (w, h) = self.search_plane, self.size_wh
+        (left, top), (step_x, step_y) = plane.shift_xy, plane.step_xy
+        around = [left, top, w - left - plane.size_wh[0] * step_x, h - top - plane.size_wh[1] * step_y]
+        left, top = (around[quarters:] + around[:quarters])[:2]  # what was above is at the left after a quarter
+        if quarters % 2:
+            (w, h), (step_x, step_y) = (h, w), (step_y, step_x)
+        twin.header = replace(self.header, width=w, height=h)
+        pixels = cv2.rotate(plane.pixels, ROTATIONS[quarters])
+        twin.search_plane = Plane(pixels, (step_x, step_y), (left, top))
+        twin._source = lambda: np.asarray(cv2.rotate(self.full(), ROTATIONS[quarters]), np.uint8)
         return twin
 
     def proxy(self, long_side: int, quality: int) -> tuple[bytes, int, int]:

@@ -10,6 +10,7 @@ import pytest
 
 from cropreg import boxes
 from cropreg.boxes import Box
+from cropreg.matching import features
 from cropreg.matching import find as finding
 from cropreg.matching import place as places
 from cropreg.matching.find import find, find_in
@@ -213,6 +214,29 @@ def test_a_mirrored_crop_is_doubtful_and_says_so(original, pixels):
     match = find(original, encode(np.ascontiguousarray(pixels[217:990, 403:1406][:, ::-1])))
     assert match.verdict == "doubtful"
     assert match.reason == "The crop is mirrored: left and right are exchanged."
+
+
+@pytest.mark.parametrize(
+    ("quarters", "said"), [(1, "by 90 degrees anticlockwise"), (2, "upside down"), (3, "by 90 degrees clockwise")]
+)
+@pytest.mark.parametrize("scale", [1.0, 0.55])
+def test_a_crop_turned_by_quarters_is_doubtful_and_says_so_and_where_it_lies(original, pixels, resize, quarters, said, scale):
+    crop = np.ascontiguousarray(np.rot90(pixels[217:990, 403:1406], quarters))
+    match = find(original, encode(resize(crop, scale) if scale < 1 else crop))
+    assert (match.verdict, match.reason) == ("doubtful", f"The crop is turned {said} against its original.")
+    assert boxes.iou(tuple(match.box), (403, 217, 1406, 990)) > 0.995
+
+
+def test_a_whole_picture_turned_by_a_quarter_is_not_too_large_for_itself(original, pixels):
+    match = find(original, encode(np.ascontiguousarray(np.rot90(pixels))))
+    assert (match.verdict, match.box) == ("doubtful", Box(0, 0, 1813, 1211))
+
+
+def test_corners_that_come_to_agree_on_a_turn_out_of_range_are_no_candidate(monkeypatch):
+    points = np.random.default_rng(1).uniform(0, 200, (40, 2))
+    assert features.similarities(points, points, (0.5, 2.0), 16.0, 1)
+    monkeypatch.setattr(features, "_least_squares", lambda *_: (1j, 0j, 40))
+    assert not features.similarities(points, points, (0.5, 2.0), 16.0, 1)
 
 
 @pytest.mark.parametrize(("tone", "border"), [(255, 40), (0, 90)])
