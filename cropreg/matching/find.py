@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.matching import place as places
+from cropreg.matching.border import foreign_sides, own_lines
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, around, better, by_tone, compare, convinces, follow, passes, plausible
-from cropreg.matching.frame import inside_frame, is_margin, margins_of
+from cropreg.matching.frame import inside_frame, is_margin, margins_of, without
 from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
@@ -41,6 +42,7 @@ Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 FINER_PX = 750_000  # pixels at which originals are correlated whole, for a template of fine texture: it takes 40 bytes a pixel
 TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
 """By how many quarters anticlockwise a crop is turned back, and how it lies before."""
+LEAST_INNER_PX = 24  # sides of what is left of a crop without what was laid round it
 DEFAULTS = MatcherSettings()
 
 
@@ -91,13 +93,14 @@ def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -
     if deviation(crop.search_plane.pixels) < s.blank and deviation(crop.full()) < s.blank:
         return replace(blank, verdict="flat", reason="The crop shows one flat tone: it fits anywhere.")
     found = search(original, crop, lowest, s)
+    there = found is not None and passes(found, s)
     # An even border is a frame where the original shows something else.
-    if found is None or not passes(found, s) or not is_margin(original.search_plane, crop.search_plane, found.place):
+    if found is None or not there or not is_margin(original.search_plane, crop.search_plane, found.place):
         framed = _inside_frame(blank, original, crop, s)
         if framed is not None:
             return framed
     by_grain_alone = cache(partial(_by_grain, blank, original, crop, s))
-    if found is None or not passes(found, s):
+    if found is None or not there:
         return _not_found(blank, original, crop, by_grain_alone, s)
     match, certain = _settled(blank, original, crop, found, by_grain_alone, s)
     mirages = [found.place]
@@ -138,19 +141,63 @@ def _settled(
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
         if faint or settled.error_px > s.scattered_px:
             match = by_grain_alone() or match
+    if match.verdict == "found" and not settled.same_grain:
+        match = _inside_border(blank, original, crop, settled, match, s)
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s)
 
 
+def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Settled, match: Match, s: MatcherSettings) -> Match:
+    """The match as it is; a doubtful one where the crop's outermost lines show something else, with the box of the picture inside."""
+    pair, evidence = settled.found.pair, settled.found.evidence
+    sides = foreign_sides(pair.original, pair.crop, settled.place, evidence)
+    if not any(sides):
+        return match
+    unsure = replace(
+        match, verdict="doubtful", reason="The crop's border shows something else than the original: a frame, or edited."
+    )
+    trimmed = [math.ceil((n + 1) * step) if n else 0 for n, step in zip(sides, 2 * pair.crop.step_xy, strict=True)]
+    left, top, right, bottom = trimmed
+    if min(crop.size_wh[0] - left - right, crop.size_wh[1] - top - bottom) < LEAST_INNER_PX:
+        return unsure
+    inner = without(crop, (left, top, right, bottom))
+    found = _judge(blank, original, inner, s)
+    if (
+        found.verdict != "found"
+        or found.box is None
+        or found.scale is None
+        or found.angle_deg is None
+        or not _is_whole(found, inner)
+    ):
+        return unsure
+    place = places.compose(places.from_box(found.box, inner.size_wh, found.angle_deg), places.shifted(-left, -top))
+    whole, part = Plane(original.full()).resampled(1 / found.scale), Plane(crop.full())
+    own = [own_lines(whole, part, place, side, n, evidence) for side, n in enumerate(trimmed)]
+    if own == trimmed:
+        return match
+    x1, y1, x2, y2 = (n / found.scale for n in own)
+    return replace(unsure, box=Box(found.box.x1 - x1, found.box.y1 - y1, found.box.x2 + x2, found.box.y2 + y2))
+
+
+def _is_whole(match: Match, crop: Picture) -> bool:
+    """Whether a match's box is that of all of the crop, and not of a picture inside a frame."""
+    assert match.box is not None
+    assert match.scale is not None
+    (x1, y1, x2, y2), (w, h) = match.box, crop.size_wh
+    return max(abs((x2 - x1) * match.scale - w), abs((y2 - y1) * match.scale - h)) < 1.0
+
+
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
-    """The match of the picture inside a border that a person laid round the crop; None without border, or if that is not found."""
+    """The match of the picture inside a border that a person laid round the crop; None without border, or if that is nowhere."""
     inner = inside_frame(crop) if _texture(crop, s) >= s.flat_texture else None
     if inner is None:
         return None
     match = _judge(blank, original, inner.picture, s)
-    if match.verdict != "found" or match.box is None or match.scale is None or match.angle_deg is None:
+    if match.verdict not in ("found", "doubtful") or match.box is None or match.scale is None or match.angle_deg is None:
         return None
+    if match.verdict == "doubtful" or not _is_whole(match, inner.picture):  # framed twice
+        return match
     left, top, _, _ = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
     place = places.from_box(match.box, inner.picture.size_wh, match.angle_deg)
     own = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))

@@ -61,11 +61,21 @@ def inside_frame(crop: Picture) -> Inner | None:
     # JPEG and resizing blur the edge of the frame into the picture: leave out a little of that, too
     extra = [EDGE_PX if n else 0 for n in sides]
     left, top, right, bottom = (n + e for n, e in zip(sides, extra, strict=True))
-    inner = np.ascontiguousarray(pixels[top : height - bottom, left : width - right])
-    picture = Picture.of_pixels(inner, crop.name)
+    return Inner(
+        without(crop, (left, top, right, bottom)),
+        (sides[0], sides[1], sides[2], sides[3]),
+        (extra[0], extra[1], extra[2], extra[3]),
+    )
+
+
+def without(crop: Picture, sides: tuple[int, int, int, int]) -> Picture:
+    """The crop without so many lines at its left, top, right and bottom.  Cost: its full decode."""
+    pixels, (left, top, right, bottom) = crop.full(), sides
+    height, width = pixels.shape
+    picture = Picture.of_pixels(np.ascontiguousarray(pixels[top : height - bottom, left : width - right]), crop.name)
     picture.rounding_steps = crop.rounding_steps
     picture.block_corner_xy = (crop.block_corner_xy[0] - left) % 8, (crop.block_corner_xy[1] - top) % 8
-    return Inner(picture, (sides[0], sides[1], sides[2], sides[3]), (extra[0], extra[1], extra[2], extra[3]))
+    return picture
 
 
 def is_margin(original: Plane, crop: Plane, place: Affine) -> bool:

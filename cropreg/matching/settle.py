@@ -78,7 +78,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     sure = convinces(found, s) or (found.evidence.tiles >= s.sure_tiles and found.evidence.median >= s.fair_median)
     if unrest.calm and sure and not noisy and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
-    if unrest.median >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
+    if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
     full_o, full_c = Plane(original.full()), Plane(crop.full())
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
@@ -305,6 +305,7 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 class _Unrest:
     """Whether all tiles lie still, how many could tell, the median of their displacements over their errors, and suspects.
 
+    ``apart`` is that median of what is left of the displacements without the one they have in common.
     ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled; ``stretch_px`` the
     stretch of a resized crop that one scale does not tell, see :func:`common_stretch`.  ``suspects`` are the centres
     (x, y), in crop pixels, of tiles that most clearly do not lie still.
@@ -313,6 +314,7 @@ class _Unrest:
     calm: bool
     tiles: int
     median: float
+    apart: float
     drift_px: float
     stretch_px: NDArray[np.float64] | None
     suspects: list[tuple[float, float]]
@@ -326,14 +328,16 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     small, large = found.displacements(s)
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0, 0.0, np.inf, None, [])
+        return _Unrest(False, 0, 0.0, 0.0, np.inf, None, [])
     stretch_px = None
     if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
         w, h = found.pair.grid.size_wh
         stretch_px = common_stretch(small, corner, w / h, 0.5 / places.scale(found.place))
         small, large = small.without_stretch(stretch_px), large.without_stretch(stretch_px)
-    relative = (np.hypot(small.shifts_px[..., 0], small.shifts_px[..., 1]) / np.maximum(small.sigmas_px, 1e-6))[corner]
+    shifts, sigmas = small.shifts_px[corner], np.maximum(small.sigmas_px[corner], 1e-6)
+    relative = np.hypot(*shifts.T) / sigmas
     median = quantile(relative, 0.5)
+    apart = quantile(np.hypot(*(shifts - np.median(shifts, 0)).T) / sigmas, 0.5) if median > s.moving_median else median
     calm = median < s.calm_median and quantile(relative, 0.9) < s.calm_most
     size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
@@ -352,6 +356,6 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
             suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
     if float(strength.max()) < s.suspect_ratio:
         suspects = []  # nothing clear enough to pay for full size
-    weights = 1 / np.maximum(small.sigmas_px[corner], 1e-6) ** 2
-    drift_px = float(np.abs(weights @ small.shifts_px[corner]).max() / weights.sum())
-    return _Unrest(calm and not suspects, int(corner.sum()), median, drift_px, stretch_px, suspects)
+    weights = 1 / sigmas**2
+    drift_px = float(np.abs(weights @ shifts).max() / weights.sum())
+    return _Unrest(calm and not suspects, int(corner.sum()), median, apart, drift_px, stretch_px, suspects)

@@ -82,10 +82,10 @@ def test_grain_that_repeats_itself_fits_in_no_one_place():
 
 @pytest.mark.parametrize(("share", "found"), [(0.5, False), (0.85, True)])
 def test_nearly_all_of_a_crop_must_share_the_grain(share, found):
-    """Put together of two exposures, or retouched at its border."""
+    """Put together of two exposures, or retouched in the middle; at the border that would be a frame."""
     first, second = exposures(shared=0.0, own=1.2)
-    crop, kept = second[Y : Y + H, X : X + W].copy(), int(W * share)
-    crop[:, :kept] = first[Y : Y + H, X : X + kept]
+    crop, left, right = first[Y : Y + H, X : X + W].copy(), int(W * share / 2), int(W * (1 - share / 2))
+    crop[:, left:right] = second[Y : Y + H, X + left : X + right]
     assert (find(encode(first, "PNG"), encode(crop, "PNG")).verdict == "found") == found
 
 

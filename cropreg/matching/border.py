@@ -1,0 +1,93 @@
+"""Border: lines at the sides of a crop that was found which show something else than the original, as a caption or a shadow laid round it.
+
+The tiles of a large crop outvote them, and its outermost lines are not compared at all, since smoothing has mirrored them; so they are
+looked at by themselves, each along its length.  An even border of one tone is told from a margin in :mod:`cropreg.matching.frame`.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cropreg.matching.place import Affine, moved_within
+from cropreg.matching.plane import Plane, between, warped
+from cropreg.matching.verify import Evidence
+
+BAND_PX = 15  # width of the mean that is taken away along a line
+LEAST_DEVIATION = 1.0  # grey levels; a part of a line that deviates less shows nothing, nor does one with less than
+LEAST_SHARE = 0.12  # of the crop's own deviation: edits of tone crush what is faint
+OUTERMOST = 1  # plane lines left out: a cell there may reach beyond the crop
+STRIP = 3  # lines that are looked at first
+MOST = 0.35  # share of a side that may be laid round
+ALIKE = 0.5  # correlation of a line over that of the crop's tiles, from which it shows the original, and
+UNLIKE = 0.25  # up to which it does not
+PARTS = 8  # of a line that are compared by themselves
+LEAST_PARTS = 4  # of them that must show something
+LEAST_LINE_PX = 8 * PARTS  # parts of shorter lines correlate by chance
+
+
+def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidence) -> tuple[int, int, int, int]:
+    """How many lines of the crop's plane show something else, at its left, top, right and bottom; mostly none.
+
+    ``original`` and ``crop`` have about the same resolution; ``evidence`` is how well the crop's tiles agree at its place.
+    Cost: 0.2 ms where there are none.
+    """
+    counts, alike_ncc, matrix = [0, 0, 0, 0], ALIKE * evidence.median, between(original, crop, place)
+    w, h = crop.size_wh
+    if min(w, h) < LEAST_LINE_PX:
+        return 0, 0, 0, 0
+    strips = [_products(original, crop, matrix, side, OUTERMOST, OUTERMOST + STRIP).mean(1) for side in range(4)]
+    # What is not a number shows nothing, neither the original nor anything else.
+    for side in np.nonzero(_ncc(np.stack(strips, 1), evidence) < alike_ncc)[0].tolist():
+        most = int(MOST * (h if side % 2 else w))
+        products = _products(original, crop, matrix, side, 0, most)
+        alike = _ncc(np.stack([cv2.blur(values, (1, STRIP)) for values in products]), evidence) >= alike_ncc
+        counts[side] = int(np.argmax(alike)) if alike.any() else most
+    return counts[0], counts[1], counts[2], counts[3]
+
+
+def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: int, evidence: Evidence) -> int:
+    """How many of the ``trimmed`` outermost lines of a side, from the inside outwards, are the original's.
+
+    As :func:`foreign_sides`, but of the crop at full size; ``side`` counts left, top, right, bottom.
+    """
+    if not trimmed:
+        return 0
+    ncc = _ncc(_products(original, crop, between(original, crop, place), side, 0, trimmed), evidence)[::-1]
+    foreign = ncc <= UNLIKE * evidence.median
+    foreign[:-1] &= foreign[1:]  # two lines: one may be a scratch
+    if not foreign.any():
+        return trimmed
+    alike = np.nonzero(ncc[: np.argmax(foreign)] >= ALIKE * evidence.median)[0]
+    return int(alike[-1]) + 1 if len(alike) else 0
+
+
+def _products(original: Plane, crop: Plane, matrix: Affine, side: int, first: int, last: int) -> NDArray[np.float64]:
+    """Of the lines ``first`` to ``last`` of a side, outermost first: the mean squares of crop and original, and mean products.
+
+    (3, n, parts): each line in parts, so that a rounded corner or a few letters do not stand for all of it.
+    """
+    (w, h), upright = crop.size_wh, side % 2 == 0
+    x1, y1, x2, y2 = ((first, 0, last, h), (0, first, w, last), (w - last, 0, w - first, h), (0, h - last, w, h - first))[side]
+    along = (1, BAND_PX) if upright else (BAND_PX, 1)
+    here = crop.pixels[y1:y2, x1:x2].astype(np.float32, copy=False)
+    there = warped(original, moved_within(matrix, x1, y1), (x2 - x1, y2 - y1))
+    here, there = here - cv2.blur(here, along), there - cv2.blur(there, along)
+    size = (last - first, PARTS) if upright else (PARTS, last - first)
+    means = [cv2.resize(a * b, size, interpolation=cv2.INTER_AREA) for a, b in ((here, here), (there, there), (here, there))]
+    products = np.array(means, np.float64)
+    products = products.swapaxes(1, 2) if upright else products
+    return products[:, :: -1 if side > 1 else 1]
+
+
+def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float64]:
+    """The correlation (n,) of lines, the median of their parts; not a number where neither picture shows much."""
+    here, there, both = products
+    floor = max(LEAST_DEVIATION, LEAST_SHARE * evidence.energy) ** 2
+    ncc = both / np.sqrt(np.maximum(here, floor) * np.maximum(there, floor))
+    telling = np.maximum(here, there) >= floor
+    ncc[~telling] = np.inf
+    count = telling.sum(1)
+    middle = np.take_along_axis(np.sort(ncc, 1), np.minimum(count, PARTS - 1)[:, None] // 2, 1)[:, 0]
+    return np.where(count >= LEAST_PARTS, middle, np.nan)

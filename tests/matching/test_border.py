@@ -1,0 +1,91 @@
+"""What a person lays round a crop that is no even frame: doubtful, with the box of the picture inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from cropreg import boxes
+from cropreg.boxes import Box
+from cropreg.matching.border import foreign_sides
+from cropreg.matching.find import find
+from cropreg.matching.place import shifted
+from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.verify import verify
+
+from .conftest import Pixels, encode
+
+pytestmark = pytest.mark.long
+
+BOX = Box(403.0, 217.0, 1406.0, 990.0)
+WHITE = (255, 255, 255)
+
+
+def captioned(crop: Pixels) -> Pixels:
+    h, w = crop.shape[:2]
+    edge = w // 20
+    card = cv2.copyMakeBorder(crop, edge, 4 * edge, edge, edge, cv2.BORDER_CONSTANT, value=WHITE)
+    cv2.putText(card, "Summer 1974, at the sea", (edge, h + 3 * edge), cv2.FONT_HERSHEY_SIMPLEX, w / 700, (40, 40, 40), 3)
+    return np.asarray(card, np.uint8)
+
+
+def shadowed(crop: Pixels) -> Pixels:
+    h, w = crop.shape[:2]
+    edge = w // 25
+    sheet = np.full((h + 2 * edge, w + 2 * edge, 3), 255, np.float32)
+    sheet[3 * edge // 2 : 3 * edge // 2 + h, 3 * edge // 2 : 3 * edge // 2 + w] = 90
+    sheet = cv2.GaussianBlur(sheet, (0, 0), edge / 3)
+    sheet[edge : edge + h, edge : edge + w] = crop
+    return np.asarray(sheet, np.uint8)
+
+
+def framed_twice(crop: Pixels) -> Pixels:
+    edge = crop.shape[1] // 50
+    inner = cv2.copyMakeBorder(crop, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=(20, 20, 20))
+    return np.asarray(cv2.copyMakeBorder(inner, *[3 * edge] * 4, cv2.BORDER_CONSTANT, value=WHITE), np.uint8)
+
+
+def rounded(crop: Pixels) -> Pixels:
+    h, w = crop.shape[:2]
+    radius = h // 15
+    shown = np.zeros((h, w), np.uint8)
+    cv2.rectangle(shown, (radius, 0), (w - radius, h), 1, -1)
+    cv2.rectangle(shown, (0, radius), (w, h - radius), 1, -1)
+    for center in ((radius, radius), (w - radius, radius), (radius, h - radius), (w - radius, h - radius)):
+        cv2.circle(shown, center, radius, 1, -1)
+    return np.where(shown[..., None] == 1, crop, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("laid", [captioned, shadowed])
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_a_caption_or_a_shadow_makes_a_crop_doubtful_and_is_left_out_of_the_box(
+    original: bytes, pixels: Pixels, resize: Callable[[Pixels, float], Pixels], laid: Callable[[Pixels], Pixels], scale: float
+) -> None:
+    crop = laid(pixels[217:990, 403:1406])
+    match = find(original, encode(resize(crop, scale) if scale < 1 else crop))
+    assert (match.verdict, match.box is None) == ("doubtful", False)
+    assert boxes.iou(tuple(match.box), tuple(BOX)) > 0.97
+
+
+def test_two_frames_round_each_other_are_both_left_out(original: bytes, pixels: Pixels) -> None:
+    match = find(original, encode(framed_twice(pixels[217:990, 403:1406])))
+    assert match.verdict == "found"
+    assert boxes.iou(tuple(match.box), tuple(BOX)) > 0.99
+
+
+def test_rounded_corners_are_no_frame(original: bytes, pixels: Pixels) -> None:
+    match = find(original, encode(rounded(pixels[217:990, 403:1406])))
+    assert (match.verdict, match.box) == ("found", BOX)
+
+
+def test_lines_are_counted_from_the_border_inwards_at_each_side() -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(0, 1, (800, 1000)), (0, 0), 2)
+    grey = (120 + 20 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+    crop = grey[200:500, 300:720].copy()
+    crop[:11], crop[:, -23:] = 250, 250
+    whole, part = Plane(grey), Plane(crop)
+    evidence = verify(Pair(whole, part, 15), shifted(300, 200), most_tiles=8, least_tile_px=10, noise=0.4)
+    assert foreign_sides(whole, part, shifted(300, 200), evidence) == pytest.approx((0, 11, 23, 0), abs=1)
