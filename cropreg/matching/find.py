@@ -163,29 +163,28 @@ def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Sett
         return unsure
     inner = without(crop, (left, top, right, bottom))
     found = _judge(blank, original, inner, s)
-    if (
-        found.verdict != "found"
-        or found.box is None
-        or found.scale is None
-        or found.angle_deg is None
-        or not _is_whole(found, inner)
-    ):
+    place = _place_of(found, inner)
+    if place is None:
         return unsure
-    place = places.compose(places.from_box(found.box, inner.size_wh, found.angle_deg), places.shifted(-left, -top))
-    whole, part = Plane(original.full()).resampled(1 / found.scale), Plane(crop.full())
-    own = [own_lines(whole, part, place, side, n, evidence) for side, n in enumerate(trimmed)]
-    if own == trimmed:
-        return match
-    x1, y1, x2, y2 = (n / found.scale for n in own)
-    return replace(unsure, box=Box(found.box.x1 - x1, found.box.y1 - y1, found.box.x2 + x2, found.box.y2 + y2))
+    whole, part = Plane(original.full()).resampled(1 / places.scale(place)), Plane(crop.full())
+    outer = places.compose(place, places.shifted(-left, -top))
+    own = [own_lines(whole, part, outer, side, n, evidence) for side, n in enumerate(trimmed)]
+    return match if own == trimmed else replace(unsure, box=_widened(place, inner.size_wh, own))
 
 
-def _is_whole(match: Match, crop: Picture) -> bool:
-    """Whether a match's box is that of all of the crop, and not of a picture inside a frame."""
-    assert match.box is not None
-    assert match.scale is not None
-    (x1, y1, x2, y2), (w, h) = match.box, crop.size_wh
-    return max(abs((x2 - x1) * match.scale - w), abs((y2 - y1) * match.scale - h)) < 1.0
+def _place_of(match: Match, crop: Picture) -> Affine | None:
+    """The place of a crop that was found; None if it was not, or nothing but a picture inside its frame."""
+    if match.verdict != "found" or match.box is None or match.scale is None or match.angle_deg is None:
+        return None
+    whole = all(abs(n * match.scale - c) < 1.0 for n, c in zip(match.box.size_wh, crop.size_wh, strict=True))
+    return places.from_box(match.box, crop.size_wh, match.angle_deg) if whole else None
+
+
+def _widened(place: Affine, crop_wh: tuple[int, int], more: Sequence[int]) -> Box:
+    """The box of a crop at its place with so many lines more at its left, top, right and bottom."""
+    left, top, right, bottom = more
+    wider = places.compose(place, places.shifted(-left, -top))
+    return Box(*(round(v, 4) for v in places.to_box(wider, (crop_wh[0] + left + right, crop_wh[1] + top + bottom))))
 
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
@@ -194,16 +193,15 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
     if inner is None:
         return None
     match = _judge(blank, original, inner.picture, s)
-    if match.verdict not in ("found", "doubtful") or match.box is None or match.scale is None or match.angle_deg is None:
+    if match.verdict not in ("found", "doubtful"):
         return None
-    if match.verdict == "doubtful" or not _is_whole(match, inner.picture):  # framed twice
+    place = _place_of(match, inner.picture)
+    if place is None:
         return match
     left, top, _, _ = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
-    place = places.from_box(match.box, inner.picture.size_wh, match.angle_deg)
     own = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))
-    x1, y1, x2, y2 = ((n + more) / match.scale for n, more in zip(own, inner.trimmed, strict=True))
-    box = match.box
-    return replace(match, box=Box(box.x1 - x1, box.y1 - y1, box.x2 + x2, box.y2 + y2))
+    more = [n + m for n, m in zip(own, inner.trimmed, strict=True)]
+    return replace(match, box=_widened(place, inner.picture.size_wh, more))
 
 
 def _not_found(

@@ -85,6 +85,15 @@ def decoded(data: bytes) -> Pixels:
     return np.asarray(pixels[..., ::-1])
 
 
+def turned(picture: Pixels, center_xy: tuple[float, float], size_wh: tuple[int, int], degrees: float) -> Pixels:
+    """What an editor cuts out after it has turned the picture."""
+    w, h = size_wh
+    t = np.deg2rad(degrees)
+    turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])  # clockwise on the screen: y points down
+    matrix = np.hstack([turn, (np.array(center_xy) - 0.5 - turn @ [(w - 1) / 2, (h - 1) / 2])[:, None]])
+    return np.asarray(cv2.warpAffine(picture, matrix, (w, h), flags=cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP))
+
+
 @pytest.fixture(scope="session")
 def original() -> bytes:
     """A JPEG of 1813 x 1211 pixels, searched at 1/8."""

@@ -12,7 +12,7 @@ from PIL import Image
 from cropreg.boxes import Box
 from cropreg.matching.find import Match, Picture, find, find_in
 
-from .conftest import Pixels, decoded, encode, evening, hazy_shore, scene, vignetted
+from .conftest import decoded, encode, evening, hazy_shore, scene, turned, vignetted
 
 pytestmark = pytest.mark.long
 
@@ -69,15 +69,6 @@ def test_a_resized_crop_scales_the_answer(original, pixels, resize, scale):
     assert edges_off(match, BOX) < 0.5 / scale + 0.2
     assert match.scale == pytest.approx(scale, rel=0.004)
     assert abs(match.angle_deg) < 0.05
-
-
-def turned(picture: Pixels, center_xy: tuple[float, float], size_wh: tuple[int, int], degrees: float) -> Pixels:
-    """What an editor cuts out after it has turned the picture."""
-    w, h = size_wh
-    t = np.deg2rad(degrees)
-    turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])  # clockwise on the screen: y points down
-    matrix = np.hstack([turn, (np.array(center_xy) - 0.5 - turn @ [(w - 1) / 2, (h - 1) / 2])[:, None]])
-    return np.asarray(cv2.warpAffine(picture, matrix, (w, h), flags=cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP))
 
 
 @pytest.mark.parametrize("degrees", [-12.0, -2.0, 1.0, 7.0])

@@ -20,7 +20,7 @@ from cropreg.matching.plane import band_pass
 from cropreg.matching.search import bands_map, correlation_map
 from cropreg.matching.settings import MatcherSettings
 
-from .conftest import decoded, encode, scene
+from .conftest import decoded, encode, scene, turned
 
 pytestmark = pytest.mark.long
 
@@ -245,6 +245,15 @@ def test_a_border_laid_round_the_crop_is_left_out_of_the_box(original, pixels, t
     match = find(original, encode(crop))
     assert (match.verdict, match.box) == ("found", Box(403, 217, 1406, 990))
     assert match.crop_wh == (1003 + 2 * border, 773 + 2 * border)
+
+
+def test_a_turned_crop_with_a_dark_margin_of_its_own_lies_where_its_picture_says(pixels):
+    """As cut from a map whose sea is black at two sides."""
+    world = np.zeros_like(pixels)
+    world[250:800, 300:1000] = pixels[250:800, 300:1000]
+    match = find(encode(world), encode(turned(world, (800.0, 600.0), (1100, 750), 2.0)))
+    assert match.verdict == "found"
+    assert boxes.iou(tuple(match.box), (250, 225, 1350, 975)) > 0.998
 
 
 def test_an_even_margin_that_belongs_to_the_original_stays_in_the_box():
