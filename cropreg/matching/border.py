@@ -22,9 +22,12 @@ STRIP = 3  # lines that are looked at first
 MOST = 0.35  # share of a side that may be laid round
 ALIKE = 0.5  # correlation of a line over that of the crop's tiles, from which it shows the original, and
 UNLIKE = 0.25  # up to which it does not
+BAR_DEVIATION = 1.0  # grey levels; a line of a bar of one tone deviates less, even after JPEG, and
+BAR_STEP = 25.0  # grey levels: its edge is a step that the original does not have
+EDGE = 3  # lines over which smoothing spreads it
 PARTS = 8  # of a line that are compared by themselves
 LEAST_PARTS = 4  # of them that must show something
-LEAST_LINE_PX = 8 * PARTS  # parts of shorter lines correlate by chance
+LEAST_LINE_PX = 5 * PARTS  # parts of shorter lines correlate by chance
 
 
 def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidence) -> tuple[int, int, int, int]:
@@ -38,9 +41,12 @@ def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidenc
     if min(w, h) < LEAST_LINE_PX:
         return 0, 0, 0, 0
     strips = [_products(original, crop, matrix, side, OUTERMOST, OUTERMOST + STRIP).mean(1) for side in range(4)]
-    # What is not a number shows nothing, neither the original nor anything else.
-    for side in np.nonzero(_ncc(np.stack(strips, 1), evidence) < alike_ncc)[0].tolist():
+    ncc = _ncc(np.stack(strips, 1), evidence)
+    for side in range(4):
         most = int(MOST * (h if side % 2 else w))
+        if not ncc[side] < alike_ncc:  # it is not a number where neither shows anything
+            counts[side] = _bar(original, crop, matrix, side, most, evidence.gain)
+            continue
         products = _products(original, crop, matrix, side, 0, most)
         alike = _ncc(np.stack([cv2.blur(values, (1, STRIP)) for values in products]), evidence) >= alike_ncc
         counts[side] = int(np.argmax(alike)) if alike.any() else most
@@ -55,12 +61,32 @@ def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: i
     if not trimmed:
         return 0
     ncc = _ncc(_products(original, crop, between(original, crop, place), side, 0, trimmed), evidence)[::-1]
+    alike = ncc >= ALIKE * evidence.median
     foreign = ncc <= UNLIKE * evidence.median
     foreign[:-1] &= foreign[1:]  # two lines: one may be a scratch
-    if not foreign.any():
+    if not foreign.any() and alike.sum() >= trimmed / 2:
         return trimmed
-    alike = np.nonzero(ncc[: np.argmax(foreign)] >= ALIKE * evidence.median)[0]
-    return int(alike[-1]) + 1 if len(alike) else 0
+    own = np.nonzero(alike[: np.argmax(foreign)] if foreign.any() else alike)[0]
+    return int(own[-1]) + 1 if len(own) else 0
+
+
+def _bar(original: Plane, crop: Plane, matrix: Affine, side: int, most: int, gain: float) -> int:
+    """How many of the outermost lines of a side are one tone, and end in a step that the original does not show."""
+    if _strip(crop.pixels, side, OUTERMOST, OUTERMOST + 1)[0].std() > BAR_DEVIATION:
+        return 0
+    lines = _strip(crop.pixels, side, 0, most)
+    flat = lines[OUTERMOST:].std(1) < BAR_DEVIATION
+    count = OUTERMOST + (len(flat) if flat.all() else int(np.argmin(flat)))
+    if count + EDGE >= most:
+        return 0
+    there = _strip(warped(original, matrix, crop.size_wh), side, 0, most)
+    step, step_there = (float(v[count + EDGE].mean() - v[count - 1].mean()) for v in (lines, there))
+    return count if min(abs(step - step_there), abs(step - gain * step_there)) > BAR_STEP else 0
+
+
+def _strip(pixels: NDArray[np.generic], side: int, first: int, last: int) -> NDArray[np.generic]:
+    """The lines (n, length) ``first`` to ``last`` of a side of pixels (h, w), outermost first."""
+    return (pixels.T, pixels, pixels.T[::-1], pixels[::-1])[side][first:last]
 
 
 def _products(original: Plane, crop: Plane, matrix: Affine, side: int, first: int, last: int) -> NDArray[np.float64]:
@@ -84,6 +110,7 @@ def _products(original: Plane, crop: Plane, matrix: Affine, side: int, first: in
 def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float64]:
     """The correlation (n,) of lines, the median of their parts; not a number where neither picture shows much."""
     here, there, both = products
+    there, both = there * evidence.gain**2, both * evidence.gain
     floor = max(LEAST_DEVIATION, LEAST_SHARE * evidence.energy) ** 2
     ncc = both / np.sqrt(np.maximum(here, floor) * np.maximum(there, floor))
     telling = np.maximum(here, there) >= floor

@@ -42,6 +42,7 @@ Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 FINER_PX = 750_000  # pixels at which originals are correlated whole, for a template of fine texture: it takes 40 bytes a pixel
 TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
 """By how many quarters anticlockwise a crop is turned back, and how it lies before."""
+BORDER_SHARE = 0.9  # of a crop's width, which planes show that show its border
 LEAST_INNER_PX = 24  # sides of what is left of a crop without what was laid round it
 DEFAULTS = MatcherSettings()
 
@@ -151,6 +152,8 @@ def _settled(
 def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Settled, match: Match, s: MatcherSettings) -> Match:
     """The match as it is; a doubtful one where the crop's outermost lines show something else, with the box of the picture inside."""
     pair, evidence = settled.found.pair, settled.found.evidence
+    if pair.crop.size_wh[0] * pair.crop.step_xy[0] < BORDER_SHARE * crop.size_wh[0]:  # the middle of a sky, found by its grain
+        pair = replace(pair, original=original.search_plane, crop=crop.search_plane)
     sides = foreign_sides(pair.original, pair.crop, settled.place, evidence)
     if not any(sides):
         return match

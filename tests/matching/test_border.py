@@ -16,7 +16,7 @@ from cropreg.matching.place import shifted
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.verify import verify
 
-from .conftest import Pixels, encode
+from .conftest import Pixels, encode, evening, scene
 
 pytestmark = pytest.mark.long
 
@@ -89,3 +89,27 @@ def test_lines_are_counted_from_the_border_inwards_at_each_side() -> None:
     whole, part = Plane(grey), Plane(crop)
     evidence = verify(Pair(whole, part, 15), shifted(300, 200), most_tiles=8, least_tile_px=10, noise=0.4)
     assert foreign_sides(whole, part, shifted(300, 200), evidence) == pytest.approx((0, 11, 23, 0), abs=1)
+
+
+@pytest.mark.parametrize("side", range(4))
+def test_a_bar_at_one_side_makes_a_crop_doubtful_and_is_left_out_of_the_box(original: bytes, pixels: Pixels, side: int) -> None:
+    sides = [0, 0, 0, 0]
+    sides[side] = 60
+    match = find(
+        original, encode(cv2.copyMakeBorder(pixels[217:990, 403:1406], *sides, cv2.BORDER_CONSTANT, value=(250, 250, 250)))
+    )
+    assert match.verdict == "doubtful"
+    assert boxes.iou(tuple(match.box), tuple(BOX)) > 0.98
+
+
+@pytest.mark.parametrize("seed", [20, 22, 24])
+def test_dark_crops_that_jpeg_has_emptied_at_their_border_are_found(seed: int) -> None:
+    dark = (scene(seed) * 0.25).astype(np.uint8)
+    match = find(encode(dark), encode(dark[300:900, 500:1300], quality=40))
+    assert (match.verdict, match.box) == ("found", Box(500.0, 300.0, 1300.0, 900.0))
+
+
+def test_noise_laid_over_the_border_of_a_sky_is_not_found_with_it() -> None:
+    crop = evening(1)[30:730, 50:950].copy()
+    crop[-40:] = np.random.default_rng(1).integers(0, 255, (40, 900, 3))
+    assert find(encode(evening(1)), encode(crop, quality=95)).verdict != "found"
