@@ -24,6 +24,7 @@ ALIKE = 0.5  # correlation of a line over that of the crop's tiles, from which i
 UNLIKE = 0.25  # up to which it does not
 BAR_DEVIATION = 1.0  # grey levels; a line of a bar of one tone deviates less, even after JPEG, and
 BAR_STEP = 25.0  # grey levels: its edge is a step that the original does not have
+SAME_STEP = 1 / 3  # of it: one of the original's there that is as large, edited, is the edge of a margin
 EDGE = 3  # lines over which smoothing spreads it
 PARTS = 8  # of a line that are compared by themselves
 LEAST_PARTS = 4  # of them that must show something
@@ -45,7 +46,7 @@ def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidenc
     for side in range(4):
         most = int(MOST * (h if side % 2 else w))
         if not ncc[side] < alike_ncc:  # it is not a number where neither shows anything
-            counts[side] = _bar(original, crop, matrix, side, most, evidence.gain)
+            counts[side] = _bar(original, crop, matrix, side, most)
             continue
         products = _products(original, crop, matrix, side, 0, most)
         alike = _ncc(np.stack([cv2.blur(values, (1, STRIP)) for values in products]), evidence) >= alike_ncc
@@ -70,7 +71,7 @@ def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: i
     return int(own[-1]) + 1 if len(own) else 0
 
 
-def _bar(original: Plane, crop: Plane, matrix: Affine, side: int, most: int, gain: float) -> int:
+def _bar(original: Plane, crop: Plane, matrix: Affine, side: int, most: int) -> int:
     """How many of the outermost lines of a side are one tone, and end in a step that the original does not show."""
     if _strip(crop.pixels, side, OUTERMOST, OUTERMOST + 1)[0].std() > BAR_DEVIATION:
         return 0
@@ -81,7 +82,7 @@ def _bar(original: Plane, crop: Plane, matrix: Affine, side: int, most: int, gai
         return 0
     there = _strip(warped(original, matrix, crop.size_wh), side, 0, most)
     step, step_there = (float(v[count + EDGE].mean() - v[count - 1].mean()) for v in (lines, there))
-    return count if min(abs(step - step_there), abs(step - gain * step_there)) > BAR_STEP else 0
+    return count if abs(step) > BAR_STEP and step_there / step < SAME_STEP else 0
 
 
 def _strip(pixels: NDArray[np.generic], side: int, first: int, last: int) -> NDArray[np.generic]:
@@ -108,7 +109,10 @@ def _products(original: Plane, crop: Plane, matrix: Affine, side: int, first: in
 
 
 def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float64]:
-    """The correlation (n,) of lines, the median of their parts; not a number where neither picture shows much."""
+    """The correlation (n,) of lines, the median of their parts; not a number where neither picture shows much.
+
+    Of two in the middle the lower where all parts show something, else the upper: edits of tone leave only some, and those badly.
+    """
     here, there, both = products
     there, both = there * evidence.gain**2, both * evidence.gain
     floor = max(LEAST_DEVIATION, LEAST_SHARE * evidence.energy) ** 2

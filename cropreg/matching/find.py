@@ -22,7 +22,7 @@ from cropreg.matching import place as places
 from cropreg.matching.border import foreign_sides, own_lines
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, around, better, by_tone, compare, convinces, follow, passes, plausible
-from cropreg.matching.frame import inside_frame, is_margin, margins_of, without
+from cropreg.matching.frame import fades_away, inside_frame, is_margin, margins_of, without
 from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
@@ -42,6 +42,8 @@ Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 FINER_PX = 750_000  # pixels at which originals are correlated whole, for a template of fine texture: it takes 40 bytes a pixel
 TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
 """By how many quarters anticlockwise a crop is turned back, and how it lies before."""
+BORDERED = "The crop's border shows something else than the original: a frame, a caption, or edited."
+MOST_TRIMMED = 3  # borders taken from round a crop: two frames, and a caption inside
 BORDER_SHARE = 0.9  # of a crop's width, which planes show that show its border
 LEAST_INNER_PX = 24  # sides of what is left of a crop without what was laid round it
 DEFAULTS = MatcherSettings()
@@ -140,9 +142,9 @@ def _settled(
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
-        if faint or settled.error_px > s.scattered_px:
-            match = by_grain_alone() or match
-    if match.verdict == "found" and not settled.same_grain:
+        if (faint or settled.error_px > s.scattered_px) and (proven := by_grain_alone()) is not None:
+            return proven, True
+    if match.verdict == "found":
         match = _inside_border(blank, original, crop, settled, match, s)
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
@@ -157,22 +159,23 @@ def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Sett
     sides = foreign_sides(pair.original, pair.crop, settled.place, evidence)
     if not any(sides):
         return match
-    unsure = replace(
-        match, verdict="doubtful", reason="The crop's border shows something else than the original: a frame, or edited."
-    )
+    unsure = replace(match, verdict="doubtful", reason=BORDERED, probability=round((match.probability or 0.0) / 2, 4))
     trimmed = [math.ceil((n + 1) * step) if n else 0 for n, step in zip(sides, 2 * pair.crop.step_xy, strict=True)]
     left, top, right, bottom = trimmed
-    if min(crop.size_wh[0] - left - right, crop.size_wh[1] - top - bottom) < LEAST_INNER_PX:
+    least = min(crop.size_wh[0] - left - right, crop.size_wh[1] - top - bottom)
+    if least < LEAST_INNER_PX or crop.num_trimmed == MOST_TRIMMED:
         return unsure
     inner = without(crop, (left, top, right, bottom))
     found = _judge(blank, original, inner, s)
     place = _place_of(found, inner)
-    if place is None:
+    outer = None if place is None else places.compose(place, places.shifted(-left, -top))
+    if place is None or outer is None or places.distance_px(outer, settled.place, crop.size_wh) > pair.step:
         return unsure
     whole, part = Plane(original.full()).resampled(1 / places.scale(place)), Plane(crop.full())
-    outer = places.compose(place, places.shifted(-left, -top))
     own = [own_lines(whole, part, outer, side, n, evidence) for side, n in enumerate(trimmed)]
-    return match if own == trimmed else replace(unsure, box=_widened(place, inner.size_wh, own))
+    if own == trimmed:
+        return match
+    return replace(unsure, box=_widened(place, inner.size_wh, own), scale=found.scale, angle_deg=found.angle_deg)
 
 
 def _place_of(match: Match, crop: Picture) -> Affine | None:
@@ -193,7 +196,7 @@ def _widened(place: Affine, crop_wh: tuple[int, int], more: Sequence[int]) -> Bo
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
     """The match of the picture inside a border that a person laid round the crop; None without border, or if that is nowhere."""
     inner = inside_frame(crop) if _texture(crop, s) >= s.flat_texture else None
-    if inner is None:
+    if inner is None or fades_away(inner):
         return None
     match = _judge(blank, original, inner.picture, s)
     if match.verdict not in ("found", "doubtful"):

@@ -58,6 +58,8 @@ class Picture:
         self._maps: tuple[Plane, tuple[int, int], Maps | None] | None = None
         self.is_large = False
         """Whether a crop is at least half as long and as high as its original: it was hardly shrunk, and less of it will do."""
+        self.num_trimmed = 0
+        """How many borders were taken from round a crop."""
         self._decodes_whole = False
         self._whole: Picture | None = None
         self._source: Callable[[], NDArray[np.uint8]] = self._decoded
