@@ -10,7 +10,7 @@ import numpy as np
 from cropreg.boxes import Box
 from cropreg.matching import place as places
 from cropreg.matching.follow import convinces
-from cropreg.matching.local import found_elsewhere
+from cropreg.matching.local import found_elsewhere, shared_slope
 from cropreg.matching.match import Match
 from cropreg.matching.rivals import Elsewhere
 from cropreg.matching.settings import MatcherSettings
@@ -37,7 +37,12 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
     strange = None if settled.same_grain else _by_tiles(settled, s)
+    told = 1.0  # how well its slopes tell the place
     verdict, reason = _verdict(settled, tied, strange, s)
+    asked = verdict == "found" and settled.error_px > s.slope_px and not settled.confirmed
+    if asked and (slope := shared_slope(found.pair, found.place)) < s.least_slope:
+        verdict, told = "doubtful", max(0.0, slope)
+        reason = "Nothing in the crop tells where along one direction it lies: it shows hardly more than lines or noise."
     # Strong edits make the plain NCC of true places low, and skies that of all others high.
     sure = settled.same_grain or convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
     if verdict == "found" and gap < s.least_gap and not sure:
@@ -53,7 +58,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         gap=round(gap, 6),
         method=found.method,
         error_px=round(settled.error_px, 4),
-        probability=round(_probability(settled, tied + (strange is not None)), 4),
+        probability=round(told * _probability(settled, tied + (strange is not None)), 4),
     )
 
 

@@ -7,6 +7,7 @@ the mean squared rest times the same inverse.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -127,6 +128,23 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
         sums.append([_sums(product, w // nx, h // ny, nx, ny) for nx, ny in counts])
     to_px = pair.step * growth(matrix)
     return [_solved([s[i] for s in sums], (w // nx) * (h // ny), to_px) for i, (nx, ny) in enumerate(counts)]
+
+
+def shared_slope(pair: Pair, place: Affine) -> float:
+    """How alike, from -1 to 1, the slopes of both pictures are along the direction in which the crop has least of them.
+
+    Of lines, of what was blurred by motion and of tiny plain crops hardly any are left along it but noise, whose slopes the other
+    picture does not have: then nothing tells where along it the crop lies, however well it fits and however small an error least squares
+    predict.  (The aperture problem; the direction is that of the lesser eigenvalue in Shi and Tomasi, "Good Features to Track",
+    CVPR 1994.)  Cost: 0.5 ms for 100,000 plane pixels.
+    """
+    slopes = [
+        [cv2.Sobel(pixels, cv2.CV_32F, dx, 1 - dx, ksize=1, scale=0.5) for dx in (1, 0)]
+        for pixels in (pair.target, pair.moved(pair.matrix(place)))
+    ]
+    here, both, there = (np.array([[dot(g, h) for h in slopes[j]] for g in slopes[i]]) for i, j in ((0, 0), (0, 1), (1, 1)))
+    least = np.linalg.eigh(here)[1][:, 0]
+    return float(least @ both @ least / math.sqrt((least @ here @ least) * (least @ there @ least) + 1e-9))
 
 
 def found_elsewhere(pair: Pair, place: Affine, tiles: NDArray[np.bool_], reach_share: float, least_ncc: float) -> int:

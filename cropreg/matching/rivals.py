@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching import place as places
-from cropreg.matching.follow import Found, compare, paired, refit
+from cropreg.matching.follow import LEAST_WHOLE_PX, Found, compare, paired, refit, whole_step
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
-from cropreg.matching.plane import Plane, band_pass, between
+from cropreg.matching.plane import EDGE_PX, Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
 from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
+
+MUCH_BORDER_PX = 40  # plane px; of smaller crops what smoothing has mirrored at the border is a good part
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,17 @@ def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> b
 
 
 def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
-    """The same place on the whole search plane, where it was judged on a part of the original at more resolution."""
+    """The same place on all of the original, where it was judged on a part of it at more resolution, or on too few pixels."""
+    scale = 1.0 if found.is_shift else places.scale(found.place)
+    step = whole_step(original, crop, scale)
     seen, whole = found.pair.original, original.search_plane
-    covered_px = [n * s + whole.step for n, s in zip(seen.size_wh, seen.step_xy, strict=True)]
-    if seen.shift_xy == whole.shift_xy and all(
-        have >= n * s for have, n, s in zip(covered_px, whole.size_wh, whole.step_xy, strict=True)
+    covered_px = [n * step_ + whole.step for n, step_ in zip(seen.size_wh, seen.step_xy, strict=True)]
+    if (
+        step >= whole.step
+        and seen.shift_xy == whole.shift_xy
+        and all(have >= n * step_ for have, n, step_ in zip(covered_px, whole.size_wh, whole.step_xy, strict=True))
     ):
         return found
-    scale = 1.0 if found.is_shift else places.scale(found.place)
-    step = max(original.search_plane.step, crop.finest_step / scale)
     return refit(replace(found, pair=paired(original, crop, step, scale, s)), found.place, "shift", s)
 
 
@@ -123,7 +127,12 @@ def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
     matrix = between(found.pair.original, found.pair.crop, found.place)
     turn = abs(math.radians(places.angle_deg(found.place)))
     if turn < math.radians(0.3):
-        return found.pair.crop.pixels.astype(np.float32, copy=False), (float(matrix[0, 2]), float(matrix[1, 2]))
+        edge = EDGE_PX if MUCH_BORDER_PX > min(w, h) >= LEAST_WHOLE_PX else 0
+        inside, corner_xy = found.pair.crop.pixels[edge : h - edge, edge : w - edge], matrix[:, 2] + edge
+        return (inside if edge else found.pair.crop.pixels).astype(np.float32, copy=False), (
+            float(corner_xy[0]),
+            float(corner_xy[1]),
+        )
     shrink = 1 / (math.cos(turn) + math.sin(turn) * max(w / h, h / w))
     inner_w, inner_h = max(4, int(w * shrink)), max(4, int(h * shrink))
     cx, cy = matrix[:, :2] @ np.array([(w - 1) / 2, (h - 1) / 2]) + matrix[:, 2]

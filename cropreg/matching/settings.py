@@ -155,6 +155,14 @@ class MatcherSettings(Settings):
     repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
 
+    slope_px: float = Field(
+        0.04, gt=0, description="original px; predicted error above which is asked whether slopes tell the place in all directions"
+    )
+    least_slope: float = Field(
+        0.6,
+        description="correlation of slopes along the direction in which the crop has least of them, below which nothing tells where along "
+        "it the crop lies: of 2,000 crops found 20 have less, 15 of these wrong and two exact",
+    )
     repair: float = Field(
         0.01, description="relative error of the scale at which the crop was resampled, above which that is done again"
     )

@@ -22,11 +22,11 @@ from cropreg.matching.fine import (
     spread_px,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit
+from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit, whole_step
 from cropreg.matching.local import Displacements, common_stretch, lean, pull_at_edges
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.plane import Plane
 from cropreg.matching.register import register
 from cropreg.matching.residual import coarser_steps, unexplained
 from cropreg.matching.rounding import SNAPPED
@@ -199,12 +199,9 @@ def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affi
     tied = bool(np.sort(means)[1] < s.rival_ratio * means[best])
     if best == 0:
         return found, tied
-    return refit(replace(found, pair=_whole_pair(original, crop, found, s)), candidates[best], "shift", s), tied
-
-
-def _whole_pair(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Pair:
     scale = 1.0 if found.is_shift else places.scale(found.place)
-    return paired(original, crop, max(original.search_plane.step, crop.finest_step / scale), scale, s)
+    pair = paired(original, crop, whole_step(original, crop, scale), scale, s)
+    return refit(replace(found, pair=pair), candidates[best], "shift", s), tied
 
 
 def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:

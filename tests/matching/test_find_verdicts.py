@@ -109,6 +109,24 @@ def test_two_equal_places_are_ambiguous_for_a_resized_crop_too(resize, scale):
     assert match.verdict == "ambiguous"
 
 
+@pytest.mark.parametrize(("seed", "side"), [(1, 40), (2, 46), (5, 40), (6, 46), (4, 80)])
+def test_two_equal_places_are_ambiguous_for_a_tiny_crop_too(seed, side):
+    picture = scene(seed).copy()
+    picture[897 : 905 + side, 1301 : 1309 + side] = picture[199 : 207 + side, 407 : 415 + side]
+    crop = encode(picture[203 : 203 + side, 411 : 411 + side], quality=90)
+    match = find(encode(picture, "PNG"), crop)
+    assert (match.verdict, match.box.size_wh) == ("ambiguous", (side, side))
+    assert find(encode(scene(seed), "PNG"), crop).verdict == "found"
+
+
+@pytest.mark.parametrize(("seed", "x"), [(1, 300), (7, 600), (7, 900)])
+def test_a_resized_crop_of_what_motion_has_blurred_to_lines_is_not_found(seed, x):
+    streaks = cv2.blur(scene(seed).astype(np.float32), (1201, 1))
+    picture = np.clip(streaks + np.random.default_rng(seed).normal(0, 0.7, streaks.shape), 0, 255).astype(np.uint8)
+    crop = cv2.resize(picture[400:625, x : x + 225], None, fx=0.66, fy=0.66, interpolation=cv2.INTER_AREA)
+    assert find(encode(picture), encode(crop, quality=85)).verdict != "found"
+
+
 def test_a_place_where_full_size_windows_see_something_else_is_given_up_for_the_next_best(original, pixels, resize, monkeypatch):
     search, asked = finding.search, []
 

@@ -19,7 +19,7 @@ from cropreg.matching.find import find
 from cropreg.matching.fine import Window, common_place
 from cropreg.matching.follow import Found, follow
 from cropreg.matching.judge import answer
-from cropreg.matching.local import displacements, pull_at_edges
+from cropreg.matching.local import displacements, pull_at_edges, shared_slope
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
@@ -333,3 +333,19 @@ def test_a_place_beyond_the_border_is_held_against_the_windows_that_ask_for_it(p
     assert settled.place[0, 2] == 320
     far = settled.error_px > MatcherSettings().scattered_px
     assert far is (beyond_px > 4) and settled.error_px < most_px
+
+
+@pytest.mark.parametrize("angle_deg", [0, 30, 90])
+def test_slopes_are_shared_where_both_show_the_same_and_not_along_lines(angle_deg):
+    rng = np.random.default_rng(angle_deg)
+    noise = [rng.normal(0, 1, (150, 200)).astype(np.float32) for _ in range(2)]
+    y, x = np.mgrid[:150, :200]
+    across = x * np.cos(np.radians(angle_deg)) + y * np.sin(np.radians(angle_deg))
+    lines, spots = 40 * np.sin(across / 4), 40 * cv2.GaussianBlur(rng.normal(0, 1, (150, 200)), (0, 0), 2)
+
+    def shared(picture):
+        planes = (Plane((picture + n).astype(np.float32)) for n in noise)
+        return shared_slope(Pair(*planes, 15), places.shifted(0, 0))
+
+    assert shared(lines) < 0.3
+    assert shared(spots) > 0.8
