@@ -99,8 +99,9 @@ def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> b
     ]
     scores = correlation_map(near, part)
     _, _, _, (px, py) = cv2.minMaxLoc(scores)
-    scores[max(0, py - 3) : py + 4, max(0, px - 3) : px + 4] = -1
-    return float(scores.max()) > s.repeat_ncc
+    maxima = (scores >= cv2.dilate(scores, None))[1:-1, 1:-1]  # along an edge everything is alike, but has no second maximum
+    maxima[max(0, py - 4) : py + 3, max(0, px - 4) : px + 3] = False
+    return bool((scores[1:-1, 1:-1][maxima] > s.repeat_ncc).any())
 
 
 def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
