@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine, moved_within
-from cropreg.matching.plane import Plane, between, warped
+from cropreg.matching.plane import Plane, between, deviation, warped
 from cropreg.matching.verify import Evidence
 
 BAND_PX = 15  # width of the mean that is taken away along a line
@@ -41,14 +41,18 @@ def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidenc
     w, h = crop.size_wh
     if min(w, h) < LEAST_LINE_PX:
         return 0, 0, 0, 0
-    strips = [_products(original, crop, matrix, side, OUTERMOST, OUTERMOST + STRIP).mean(1) for side in range(4)]
-    ncc = _ncc(np.stack(strips, 1), evidence)
+    strips = []
+    for sides in ((0, 2), (1, 3)):  # opposite ones are as long, and half the cost together
+        lines = [_lines(original, crop, matrix, side, OUTERMOST, OUTERMOST + STRIP) for side in sides]
+        strips.append(_products(*(np.concatenate(both) for both in zip(*lines, strict=True)), rows=2))
+    left_right, top_bottom = strips
+    ncc = _ncc(np.stack([left_right[:, 0], top_bottom[:, 0], left_right[:, 1], top_bottom[:, 1]], 1), evidence)
     for side in range(4):
         most = int(MOST * (h if side % 2 else w))
         if not ncc[side] < alike_ncc:  # it is not a number where neither shows anything
             counts[side] = _bar(original, crop, matrix, side, most)
             continue
-        products = _products(original, crop, matrix, side, 0, most)
+        products = _products(*_lines(original, crop, matrix, side, 0, most), rows=most)
         alike = _ncc(np.stack([cv2.blur(values, (1, STRIP)) for values in products]), evidence) >= alike_ncc
         counts[side] = int(np.argmax(alike)) if alike.any() else most
     return counts[0], counts[1], counts[2], counts[3]
@@ -61,7 +65,8 @@ def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: i
     """
     if not trimmed:
         return 0
-    ncc = _ncc(_products(original, crop, between(original, crop, place), side, 0, trimmed), evidence)[::-1]
+    lines = _lines(original, crop, between(original, crop, place), side, 0, trimmed)
+    ncc = _ncc(_products(*lines, rows=trimmed), evidence)[::-1]
     alike = ncc >= ALIKE * evidence.median
     foreign = ncc <= UNLIKE * evidence.median
     foreign[:-1] &= foreign[1:]  # two lines: one may be a scratch
@@ -73,39 +78,42 @@ def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: i
 
 def _bar(original: Plane, crop: Plane, matrix: Affine, side: int, most: int) -> int:
     """How many of the outermost lines of a side are one tone, and end in a step that the original does not show."""
-    if _strip(crop.pixels, side, OUTERMOST, OUTERMOST + 1)[0].std() > BAR_DEVIATION:
+    lines = _outwards(crop.pixels, side)[:most]
+    if deviation(np.ascontiguousarray(lines[OUTERMOST])) > BAR_DEVIATION:
         return 0
-    lines = _strip(crop.pixels, side, 0, most)
     flat = lines[OUTERMOST:].std(1) < BAR_DEVIATION
     count = OUTERMOST + (len(flat) if flat.all() else int(np.argmin(flat)))
     if count + EDGE >= most:
         return 0
-    there = _strip(warped(original, matrix, crop.size_wh), side, 0, most)
+    there = _outwards(warped(original, matrix, crop.size_wh), side)
     step, step_there = (float(v[count + EDGE].mean() - v[count - 1].mean()) for v in (lines, there))
     return count if abs(step) > BAR_STEP and step_there / step < SAME_STEP else 0
 
 
-def _strip(pixels: NDArray[np.generic], side: int, first: int, last: int) -> NDArray[np.generic]:
-    """The lines (n, length) ``first`` to ``last`` of a side of pixels (h, w), outermost first."""
-    return (pixels.T, pixels, pixels.T[::-1], pixels[::-1])[side][first:last]
+def _outwards(pixels: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+    """Pixels (h, w) as the lines (n, length) along a side, the outermost first."""
+    return (pixels.T, pixels, pixels.T[::-1], pixels[::-1])[side]
 
 
-def _products(original: Plane, crop: Plane, matrix: Affine, side: int, first: int, last: int) -> NDArray[np.float64]:
-    """Of the lines ``first`` to ``last`` of a side, outermost first: the mean squares of crop and original, and mean products.
-
-    (3, n, parts): each line in parts, so that a rounded corner or a few letters do not stand for all of it.
-    """
-    (w, h), upright = crop.size_wh, side % 2 == 0
+def _lines(
+    original: Plane, crop: Plane, matrix: Affine, side: int, first: int, last: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The lines (n, length) ``first`` to ``last`` of a side, outermost first: the crop's, and what the original shows there."""
+    w, h = crop.size_wh
     x1, y1, x2, y2 = ((first, 0, last, h), (0, first, w, last), (w - last, 0, w - first, h), (0, h - last, w, h - first))[side]
-    along = (1, BAND_PX) if upright else (BAND_PX, 1)
-    here = crop.pixels[y1:y2, x1:x2].astype(np.float32, copy=False)
     there = warped(original, moved_within(matrix, x1, y1), (x2 - x1, y2 - y1))
-    here, there = here - cv2.blur(here, along), there - cv2.blur(there, along)
-    size = (last - first, PARTS) if upright else (PARTS, last - first)
-    means = [cv2.resize(a * b, size, interpolation=cv2.INTER_AREA) for a, b in ((here, here), (there, there), (here, there))]
-    products = np.array(means, np.float64)
-    products = products.swapaxes(1, 2) if upright else products
-    return products[:, :: -1 if side > 1 else 1]
+    here = _outwards(crop.pixels[y1:y2, x1:x2], side)
+    return np.ascontiguousarray(here, np.float32), np.ascontiguousarray(_outwards(there, side), np.float32)
+
+
+def _products(here: NDArray[np.float32], there: NDArray[np.float32], *, rows: int) -> NDArray[np.float64]:
+    """Of lines (n, length) of crop and original: the mean squares of both, and mean products, (3, rows, parts).
+
+    Each line in parts, so that a rounded corner or a few letters do not stand for all of it; ``rows`` divides their number.
+    """
+    here, there = (lines - cv2.blur(lines, (BAND_PX, 1)) for lines in (here, there))
+    pairs = (here, here), (there, there), (here, there)
+    return np.array([cv2.resize(a * b, (PARTS, rows), interpolation=cv2.INTER_AREA) for a, b in pairs], np.float64)
 
 
 def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float64]:
