@@ -83,7 +83,9 @@ def decode_grey(data: bytes, name: str, *, header: Header | None = None, max_pix
     if _grey_is_direct(data, header):
         pixels = _by_opencv(data, name, cv2.IMREAD_GRAYSCALE)
         return _checked(turn(pixels, _remaining_turn(header)), name, header)
-    return np.asarray(cv2.cvtColor(decode_color(data, name, header=header), cv2.COLOR_RGB2GRAY), np.uint8)
+    if _is_opencvs(data, header):
+        return np.asarray(cv2.cvtColor(decode_color(data, name, header=header), cv2.COLOR_RGB2GRAY), np.uint8)
+    return _checked(turn(_by_pillow(data, name, header, grey=True), _remaining_turn(header)), name, header)
 
 
 def decode_reduced(
@@ -166,19 +168,20 @@ def _by_opencv(data: bytes, name: str, flags: int) -> Pixels:
     return np.asarray(pixels, np.uint8)
 
 
-def _by_pillow(data: bytes, name: str, header: Header) -> Pixels:
-    """Decodes with Pillow, pi-heif or rawpy to (H, W, 3), in the stored frame (TIFF, HEIC and RAW excepted)."""
+def _by_pillow(data: bytes, name: str, header: Header, *, grey: bool = False) -> Pixels:
+    """Decodes with Pillow, pi-heif or rawpy to (H, W, 3) or (H, W), in the stored frame (TIFF, HEIC and RAW excepted)."""
     try:
         if header.format == "RAW":
             with import_rawpy(name).imread(io.BytesIO(data)) as raw:
-                return np.asarray(raw.postprocess(use_camera_wb=True, output_bps=8), np.uint8)
+                pixels = np.asarray(raw.postprocess(use_camera_wb=True, output_bps=8), np.uint8)
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8) if grey else pixels
         if header.format == "HEIC":
-            return _rgb_on_white(import_heif(name).open_heif(io.BytesIO(data)).to_pillow(), header)
+            return _on_white(import_heif(name).open_heif(io.BytesIO(data)).to_pillow(), header, grey=grey)
         if header.format == "TIFF":
             _refuse_what_pillow_gets_wrong(data, name, header)
         with open_pillow(data, header.format) as image:
             image.load()
-            return _rgb_on_white(image, header)
+            return _on_white(image, header, grey=grey)
     except UnreadableImage:
         raise
     except Exception as error:  # SyntaxError, ValueError, TypeError, MemoryError, zlib.error ... from damaged files
@@ -197,29 +200,30 @@ def _refuse_what_pillow_gets_wrong(data: bytes, name: str, header: Header) -> No
         raise UnreadableImage(name, f"{what}: {first_line(error)})", cure) from error
 
 
-def _rgb_on_white(image: Image.Image, header: Header) -> Pixels:
-    """A loaded Pillow image of any mode as (H, W, 3) RGB."""
+def _on_white(image: Image.Image, header: Header, *, grey: bool) -> Pixels:
+    """A loaded Pillow image of any mode as (H, W, 3) RGB, or as its luma (H, W)."""
     key = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it, not scale it
         values = np.asarray(image)
-        grey = (values >> 8).astype(np.uint8)
+        luma = (values >> 8).astype(np.uint8)
         if key is not None:
-            grey[values == key] = 255
-        return np.repeat(grey[..., None], 3, axis=2)
+            luma[values == key] = 255
+        return luma if grey else np.repeat(luma[..., None], 3, axis=2)
     if header.bit_depth == 16 and isinstance(key, tuple):  # Pillow has scaled the pixels to 8 bit, but not the transparent colour
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "LAB":
         to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, to_srgb) or image
     w, h = image.size
-    pixels = np.empty((h, w, 3), np.uint8)
+    pixels = np.empty((h, w) if grey else (h, w, 3), np.uint8)
     for y in range(0, h, STRIP_ROWS):  # a conversion of the whole takes several times the memory
         part = image.crop((0, y, w, min(y + STRIP_ROWS, h)))
         if header.has_alpha:
             rgba = part.convert("RGBA")
             part = Image.new("RGB", part.size, "white")
             part.paste(rgba, mask=rgba.getchannel("A"))
-        pixels[y : y + STRIP_ROWS] = np.asarray(part.convert("RGB"))
+        rgb = np.asarray(part.convert("RGB"))
+        pixels[y : y + STRIP_ROWS] = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) if grey else rgb
     return pixels
 
 

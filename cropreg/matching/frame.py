@@ -78,7 +78,7 @@ def without(crop: Picture, sides: tuple[int, int, int, int]) -> Picture:
     """The crop without so many lines at its left, top, right and bottom.  Cost: its full decode."""
     pixels, (left, top, right, bottom) = crop.full(), sides
     height, width = pixels.shape
-    picture = Picture.of_pixels(np.ascontiguousarray(pixels[top : height - bottom, left : width - right]), crop.name)
+    picture = Picture.of_pixels(pixels[top : height - bottom, left : width - right], crop.name)
     picture.num_trimmed = crop.num_trimmed + 1
     picture.rounding_steps = crop.rounding_steps
     picture.block_corner_xy = (crop.block_corner_xy[0] - left) % 8, (crop.block_corner_xy[1] - top) % 8
