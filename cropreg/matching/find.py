@@ -43,7 +43,7 @@ FINER_PX = 750_000  # pixels at which originals are correlated whole, for a temp
 TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
 """By how many quarters anticlockwise a crop is turned back, and how it lies before."""
 BORDERED = "The crop's border shows something else than the original: a frame, a caption, or edited."
-MOST_TRIMMED = 3  # borders taken from round a crop: two frames, and a caption inside
+MOST_TRIMMED = 4  # borders taken from round a crop: three frames, and a caption inside
 BORDER_SHARE = 0.9  # of a crop's width, which planes show that show its border
 LEAST_INNER_PX = 24  # sides of what is left of a crop without what was laid round it
 DEFAULTS = MatcherSettings()
@@ -163,7 +163,7 @@ def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Sett
     trimmed = [math.ceil((n + 1) * step) if n else 0 for n, step in zip(sides, 2 * pair.crop.step_xy, strict=True)]
     left, top, right, bottom = trimmed
     least = min(crop.size_wh[0] - left - right, crop.size_wh[1] - top - bottom)
-    if least < LEAST_INNER_PX or crop.num_trimmed == MOST_TRIMMED:
+    if least < LEAST_INNER_PX or crop.num_trimmed >= MOST_TRIMMED:
         return unsure
     inner = without(crop, (left, top, right, bottom))
     found = _judge(blank, original, inner, s)
@@ -195,8 +195,10 @@ def _widened(place: Affine, crop_wh: tuple[int, int], more: Sequence[int]) -> Bo
 
 def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
     """The match of the picture inside a border that a person laid round the crop; None without border, or if that is nowhere."""
-    inner = inside_frame(crop) if _texture(crop, s) >= s.flat_texture else None
-    if inner is None or fades_away(inner):
+    if crop.num_trimmed >= MOST_TRIMMED or _texture(crop, s) < s.flat_texture:
+        return None
+    inner = inside_frame(crop)
+    if inner is None or fades_away(crop, inner):
         return None
     match = _judge(blank, original, inner.picture, s)
     if match.verdict not in ("found", "doubtful"):

@@ -25,6 +25,7 @@ UNEVEN_PX = 6
 ALIKE_PX = 2  # frames of two sides that differ by no more are meant to be the same
 TONE = 3.0  # grey levels by which a line's mean may differ from the original's, if both show the same margin
 GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
+FADE_STEP = 25.0  # grey levels from one even border to the next inside it: frames round each other are told apart by more
 TONE_BIN = 8  # grey levels that are edited alike
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
 LINES = 64  # looked at together
@@ -68,10 +69,20 @@ def inside_frame(crop: Picture) -> Inner | None:
     )
 
 
-def fades_away(inner: Inner) -> bool:
-    """Whether there are two more even borders inside: nobody frames a picture three times, but a vignette has as many as one looks for."""
+def fades_away(crop: Picture, inner: Inner) -> bool:
+    """Whether two more even borders lie inside, each of nearly the tone of the one round it: a vignette has as many as one looks for."""
     again = inside_frame(inner.picture)
-    return again is not None and inside_frame(again.picture) is not None
+    if again is None or inside_frame(again.picture) is None:
+        return False
+    outer, middle, inmost = (_border_tone(picture, inner.sides) for picture in (crop, inner.picture, again.picture))
+    return max(abs(outer - middle), abs(middle - inmost)) < FADE_STEP
+
+
+def _border_tone(picture: Picture, sides: tuple[int, int, int, int]) -> float:
+    """The mean of the outermost lines of those ``sides`` that are not nought, in grey levels."""
+    pixels = picture.full()
+    lines = pixels[:, 0], pixels[0], pixels[:, -1], pixels[-1]
+    return float(np.mean([line.mean() for line, n in zip(lines, sides, strict=True) if n]))
 
 
 def without(crop: Picture, sides: tuple[int, int, int, int]) -> Picture:

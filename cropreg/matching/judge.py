@@ -40,7 +40,8 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     told = 1.0  # how well its slopes tell the place
     verdict, reason = _verdict(settled, tied, strange, s)
     asked = verdict == "found" and settled.error_px > s.slope_px and not settled.confirmed
-    if asked and (slope := shared_slope(found.pair, found.place)) < s.least_slope:
+    least_slope = s.least_slope_small if max(crop_wh) < s.slope_small_px else s.least_slope
+    if asked and (slope := shared_slope(found.pair, found.place)) < least_slope:
         verdict, told = "doubtful", max(0.0, slope)
         reason = "Nothing in the crop tells where along one direction it lies: it shows hardly more than lines or noise."
     # Strong edits make the plain NCC of true places low, and skies that of all others high.

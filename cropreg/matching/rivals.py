@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching import place as places
-from cropreg.matching.follow import LEAST_WHOLE_PX, Found, compare, paired, refit, whole_step
+from cropreg.matching.follow import Found, compare, paired, refit, whole_step
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
-from cropreg.matching.plane import EDGE_PX, Plane, band_pass, between
+from cropreg.matching.plane import Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
 from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
-
-MUCH_BORDER_PX = 40  # plane px; of smaller crops what smoothing has mirrored at the border is a good part
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class Elsewhere:
 
 
 def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Elsewhere:
-    """Looks for other places of the same size and turn, at the scale of the search, and finer when the crop repeats itself.
+    """Looks for other places of the same size and turn, at the scale of the search, and finer when the crop repeats itself or is tiny.
 
-    Cost: a millisecond, or the correlation of the planes where the crop repeats itself.
+    Cost: a millisecond, or the correlation of the planes where the crop repeats itself; for tiny crops up to a quarter of a second.
     """
     found = _on_whole_plane(original, crop, found, s)
     template, corner_xy = _on_grid(found)
@@ -128,12 +126,7 @@ def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
     matrix = between(found.pair.original, found.pair.crop, found.place)
     turn = abs(math.radians(places.angle_deg(found.place)))
     if turn < math.radians(0.3):
-        edge = EDGE_PX if MUCH_BORDER_PX > min(w, h) >= LEAST_WHOLE_PX else 0
-        inside, corner_xy = found.pair.crop.pixels[edge : h - edge, edge : w - edge], matrix[:, 2] + edge
-        return (inside if edge else found.pair.crop.pixels).astype(np.float32, copy=False), (
-            float(corner_xy[0]),
-            float(corner_xy[1]),
-        )
+        return found.pair.crop.pixels.astype(np.float32, copy=False), (float(matrix[0, 2]), float(matrix[1, 2]))
     shrink = 1 / (math.cos(turn) + math.sin(turn) * max(w / h, h / w))
     inner_w, inner_h = max(4, int(w * shrink)), max(4, int(h * shrink))
     cx, cy = matrix[:, :2] @ np.array([(w - 1) / 2, (h - 1) / 2]) + matrix[:, 2]
