@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching import place as places
-from cropreg.matching.follow import Found, compare, paired, refit, whole_step
+from cropreg.matching.follow import LEAST_WHOLE_PX, Found, compare, paired, refit, whole_step
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
-from cropreg.matching.plane import Plane, band_pass, between
+from cropreg.matching.plane import EDGE_PX, Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
 from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
+
+MUCH_BORDER_PX = 40  # plane px; of smaller crops the border, which smoothing has mirrored, is a good part, and is left out
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,15 @@ def _on_grid(found: Found) -> tuple[NDArray[np.float32], tuple[float, float]]:
 
     Of a turned crop only the largest upright part about its centre is taken.
     """
-    w, h = found.pair.crop.size_wh
-    matrix = between(found.pair.original, found.pair.crop, found.place)
+    part = found.pair.crop
+    w, h = part.size_wh
     turn = abs(math.radians(places.angle_deg(found.place)))
     if turn < math.radians(0.3):
-        return found.pair.crop.pixels.astype(np.float32, copy=False), (float(matrix[0, 2]), float(matrix[1, 2]))
+        if LEAST_WHOLE_PX <= min(w, h) < MUCH_BORDER_PX:
+            part = part.window(EDGE_PX, EDGE_PX, w - EDGE_PX, h - EDGE_PX)
+        x, y = between(found.pair.original, part, found.place)[:, 2].tolist()
+        return part.pixels.astype(np.float32, copy=False), (x, y)
+    matrix = between(found.pair.original, part, found.place)
     shrink = 1 / (math.cos(turn) + math.sin(turn) * max(w / h, h / w))
     inner_w, inner_h = max(4, int(w * shrink)), max(4, int(h * shrink))
     cx, cy = matrix[:, :2] @ np.array([(w - 1) / 2, (h - 1) / 2]) + matrix[:, 2]

@@ -109,10 +109,13 @@ def test_two_equal_places_are_ambiguous_for_a_resized_crop_too(resize, scale):
     assert match.verdict == "ambiguous"
 
 
-@pytest.mark.parametrize(("seed", "side"), [(1, 40), (2, 46), (5, 40), (6, 46), (4, 80)])
-def test_two_equal_places_are_ambiguous_for_a_tiny_crop_too(seed, side):
+@pytest.mark.parametrize(
+    ("seed", "side", "more"), [(1, 40, 4), (2, 46, 4), (5, 40, 4), (6, 46, 4), (4, 80, 4), (7, 56, 2), (7, 80, 2)]
+)
+def test_two_equal_places_are_ambiguous_for_a_tiny_crop_too(seed, side, more):
     picture = scene(seed).copy()
-    picture[897 : 905 + side, 1301 : 1309 + side] = picture[199 : 207 + side, 407 : 415 + side]
+    end = side + more
+    picture[901 - more : 901 + end, 1305 - more : 1305 + end] = picture[203 - more : 203 + end, 411 - more : 411 + end]
     crop = encode(picture[203 : 203 + side, 411 : 411 + side], quality=90)
     match = find(encode(picture, "PNG"), crop)
     assert (match.verdict, match.box.size_wh) == ("ambiguous", (side, side))
