@@ -39,6 +39,11 @@ Picture = NDArray[np.uint8]
 _bucket_numbers = count()
 
 
+def pytest_unconfigure() -> None:
+    """Takes the token away: processes of pytest-xdist end without tidying up, and would each leave one in the temporary folder."""
+    _TOKEN.close()
+
+
 def textured(seed: int, width: int, height: int) -> Picture:
     """A picture (H, W, 3) RGB with detail at every scale, the same for the same seed."""
     rng = np.random.default_rng(seed)

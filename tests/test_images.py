@@ -10,6 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageCms
 
 from cropreg.errors import UnreadableImage
@@ -247,6 +248,24 @@ def test_pillow_converts_strips_as_it_converts_the_whole(name, monkeypatch):
     whole = decode_color(CASES[name][0], name)
     monkeypatch.setattr("cropreg.images.decode.STRIP_ROWS", 16)
     assert np.array_equal(decode_color(CASES[name][0], name), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 1}, {"progressive": True}, {"keep_rgb": True}])
+@pytest.mark.parametrize("image", [COLOUR, COLOUR.convert("L")])
+def test_a_whole_jpeg_is_decoded_without_a_copy_to_the_pixels_opencv_decodes(image, options):
+    data = saved(image, "JPEG", quality=80, **options)
+    for decode, flag in ((decode_grey, cv2.IMREAD_GRAYSCALE), (decode_color, cv2.IMREAD_COLOR_RGB)):
+        pixels = decode(data, "x.jpg")
+        assert np.array_equal(pixels, cv2.imdecode(np.frombuffer(data, np.uint8), flag))
+        assert pixels.base is not None  # it lies in the room that was made for it
+
+
+def test_a_jpeg_hardly_damaged_is_read_as_opencv_reads_it():
+    data = saved(COLOUR, "JPEG", quality=95)
+    damaged = data[:-40] + bytes(20) + data[-20:]
+    with pytest.raises(ValueError, match="Corrupt"):
+        simplejpeg.decode_jpeg(damaged)
+    assert np.array_equal(decode_color(damaged, "x.jpg"), cv2.imdecode(np.frombuffer(damaged, np.uint8), cv2.IMREAD_COLOR_RGB))
 
 
 def test_a_picture_narrower_than_a_cell_is_reduced_by_less():

@@ -218,12 +218,19 @@ def test_the_answer_is_the_same_for_any_number_of_threads_and_in_any_order(origi
     assert [answers[i] for i in range(3)] == alone
 
 
-def test_several_crops_of_one_original_share_its_decode(original, pixels, monkeypatch):
+def _counted_decodes(monkeypatch) -> list[str]:
+    """The names of the JPEGs decoded from now on, whole or reduced, each as often as it is."""
     from cropreg.images import decode
 
-    decodes = []
-    real = decode._by_opencv
-    monkeypatch.setattr(decode, "_by_opencv", lambda data, name, flags: decodes.append(name) or real(data, name, flags))
+    names: list[str] = []
+    for how in ("_whole", "_by_opencv"):
+        real = getattr(decode, how)
+        monkeypatch.setattr(decode, how, lambda data, name, *a, real=real, **k: names.append(name) or real(data, name, *a, **k))
+    return names
+
+
+def test_several_crops_of_one_original_share_its_decode(original, pixels, monkeypatch):
+    decodes = _counted_decodes(monkeypatch)
     picture = Picture(original, "original")
     for x in (300, 500):
         assert find_in(picture, Picture(encode(pixels[Y1:Y2, x : x + 900], "PNG"), "crop")).verdict == "found"
@@ -231,11 +238,7 @@ def test_several_crops_of_one_original_share_its_decode(original, pixels, monkey
 
 
 def test_a_small_crop_costs_one_decode_and_finds_the_same_whoever_was_before_it(original, pixels, monkeypatch):
-    from cropreg.images import decode
-
-    decodes = []
-    real = decode._by_opencv
-    monkeypatch.setattr(decode, "_by_opencv", lambda data, name, flags: decodes.append(name) or real(data, name, flags))
+    decodes = _counted_decodes(monkeypatch)
     small = encode(cv2.resize(np.asarray(pixels[Y1:Y2, X1:X2]), (301, 232), interpolation=cv2.INTER_AREA))
     first = find_in(Picture(original, "original"), Picture(small, "small"))
     assert first.verdict == "found"
