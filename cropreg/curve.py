@@ -55,7 +55,7 @@ class Curve:
     cut_short: bool = False
 
 
-def check(wanted: bool, dataset: BoxDataset, seed: int) -> None:
+def check(wanted: bool, dataset: BoxDataset, seed: int, num_workers: int) -> None:
     """Raises, before hours of training, when the curve would tell nothing.
 
     Raises:
@@ -64,10 +64,11 @@ def check(wanted: bool, dataset: BoxDataset, seed: int) -> None:
     if not wanted:
         return
     few, test = len(read_labels(dataset, "train", SHARES[0], seed)), len(read_labels(dataset, "test"))
-    if few < _LEAST_TRAIN or test < _LEAST_TEST:
+    least = max(_LEAST_TRAIN, 2 * num_workers)  # BatchNorm needs two pictures in every worker
+    if few < least or test < _LEAST_TEST:
         raise InputError(
             f"--learning-curve: {dataset.uri} has {few} pairs in an eighth of its training groups and {test} in its split 'test', and the "
-            f"curve needs {_LEAST_TRAIN} and {_LEAST_TEST}. Match more pairs, or leave the flag out."
+            f"curve needs {least} and {_LEAST_TEST}. Match more pairs, or leave the flag out."
         )
 
 

@@ -77,12 +77,12 @@ def evaluate(
     return result
 
 
-def in_words(result: Mapping[str, Any]) -> str:
-    """What a model has learned, in a sentence or two: is it more than the average crop?"""
+def in_words(result: Mapping[str, Any], which: str = "pictures kept aside") -> str:
+    """What a model has learned, in a sentence or two: is it more than the average crop?  ``which`` pictures it was judged on."""
     model, best = result["model"]["iou_mean"], result["best_baseline"]
     constant, interval = result["baselines"][best]["iou_mean"], result["skill_ci"] or (result["skill"], result["skill"])
     told = (
-        f"On {result['n']} pictures kept aside IoU {model:.3f}; the best constant ({best.replace('_', ' ')}) has {constant:.3f}: skill "
+        f"On {result['n']} {which} IoU {model:.3f}; the best constant ({best.replace('_', ' ')}) has {constant:.3f}: skill "
         f"{result['skill']:.2f} (95% {interval[0]:.2f} to {interval[1]:.2f})."
     )
     correlations = result["edges"]["correlation"]
@@ -95,6 +95,13 @@ def in_words(result: Mapping[str, Any]) -> str:
         values = ", ".join(f"{name} {correlations[name]:.2f}" for name in lame)
         return f"{told} Some edges hardly follow the picture (correlation with the truth: {values}): they are near their average."
     return f"{told} Every edge follows the picture (lowest correlation with the truth {min(correlations.values()):.2f})."
+
+
+def edges_in_words(result: Mapping[str, Any]) -> str:
+    """Of each edge, how far the predicted margins go along with the true ones."""
+    correlation, ratio = (result["edges"][name] for name in ("correlation", "variance_ratio"))
+    told = ", ".join(f"{edge} {correlation[edge]:.2f} ({ratio[edge]:.2f})" for edge in correlation)
+    return f"{told}: correlation of predicted and true margins, and the ratio of their variances, which is 0 for a constant"
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -54,15 +54,21 @@ def read_metrics(run: str) -> list[dict[str, float]]:
 def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
     """Whether ``out`` is to hold a new run, or holds one that may go on or is finished.
 
+    A run that ended in its first epoch has nothing to keep: a new one takes its place.  ``--resume`` beats ``--overwrite``, which may stand
+    in a settings file.
+
     Raises:
-        OutputError: there is a run and neither ``--resume`` nor ``--overwrite``, or the run there is of other data or settings.
+        OutputError: there is a run and neither ``--resume`` nor ``--overwrite``, or the run there is of other data or settings, or
+            damaged.
     """
     name = storage.join(out, "run.json")
     if not storage.exists(name):
         if storage.exists(out) and any(entry.relative != "result.json" for entry in storage.list_files(out)):
             raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out.")
         return "new"
-    if settings.overwrite:
+    last = storage.join(out, "checkpoints/last")
+    rows, goes_on = len(read_metrics(out)), checkpoint.is_there(last)
+    if (settings.overwrite and not settings.resume) or not (rows or goes_on):
         return "new"
     if not settings.resume:
         raise OutputError(
@@ -77,6 +83,10 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
+    if rows > 1 and not goes_on:  # the first row may be there before the first checkpoint is
+        raise OutputError(
+            f"{last}: the checkpoint that this run of {rows} epochs goes on from is gone. Put it back, or start again with --overwrite."
+        )
     return "finished" if storage.exists(storage.join(out, "finished.json")) and not changed else "begun"
 
 
@@ -100,6 +110,11 @@ def take_folder(state: _State, out: str, dataset: BoxDataset, settings: TrainSet
             checkpoint.save(storage.join(out, "checkpoints/best"), *checkpoint.load(lost))
             storage.remove(lost)
         facts = json.loads(storage.read_bytes(name))
+        stale = [CONTEST]  # what was said of a model that goes on learning now
+        if any(facts["settings"].get(key) != getattr(settings, key) for key in ("max_epochs", "patience")):
+            stale += [f"{CURVE}.json", f"{CURVE}.png"]
+        for piece in stale:
+            storage.remove(storage.join(out, piece))
     storage.make_folder(out)
     storage.write_whole(name, json.dumps({**facts, **_identity_of(dataset, settings)}, indent=1).encode())
 
@@ -123,9 +138,12 @@ def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:
             f"after epoch {len(rows)} of {settings.max_epochs}: for {settings.patience} epochs the validation loss was not below that of "
             f"epoch {best['epoch'] + 1:.0f}, which is kept as the best; to go on: --resume --patience {2 * settings.patience}"
         )
-    summary = {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]), "val_iou": best["val_iou"], "ended": why}
-    judged = storage.join(out, JUDGED)
-    return {**summary, "learned": json.loads(storage.read_bytes(judged))["in_words"]} if storage.exists(judged) else summary
+    summary = {"code": 0, "epochs": len(rows), "best_epoch": int(best["epoch"]) + 1, "val_iou": best["val_iou"], "ended": why}
+    name = storage.join(out, JUDGED)
+    judged = json.loads(storage.read_bytes(name)) if storage.exists(name) else {}
+    return summary | {
+        key: judged[words] for key, words in (("learned", "in_words"), ("edges", "edges_in_words")) if words in judged
+    }
 
 
 def leave_word(out: str, error: CropregError) -> None:
@@ -194,7 +212,8 @@ class Recorder:
         elif time.monotonic() - self._told_s >= (EVERY_S if storage.is_remote(self._out) else POLL_S):
             self._told_s = time.monotonic()
             at = json.dumps({"epoch": epoch, "step": step, "steps": steps})
-            storage.write_whole(storage.join(self._out, PROGRESS), at.encode())
+            with contextlib.suppress(OutputError):  # the next one may succeed
+                storage.write_whole(storage.join(self._out, PROGRESS), at.encode())
 
 
 class Follower:
@@ -204,12 +223,13 @@ class Follower:
         self._out, self._settings, self._progress, self._told = out, settings, progress, len(read_metrics(out))
 
     def tell(self) -> None:
-        """Tells what is new since the last time."""
-        rows = read_metrics(self._out)
-        for row in rows[self._told :]:
-            self._progress.note(epoch_line(row, self._settings.max_epochs))
-        self._told = len(rows)
-        name = storage.join(self._out, PROGRESS)
-        if storage.exists(name):
-            at = json.loads(storage.read_bytes(name))
-            self._progress.reach(at["epoch"] * at["steps"] + at["step"])
+        """Tells what is new since the last time; what cannot be read now is told later."""
+        with contextlib.suppress(CropregError, OSError):
+            rows = read_metrics(self._out)
+            for row in rows[self._told :]:
+                self._progress.note(epoch_line(row, self._settings.max_epochs))
+            self._told = len(rows)
+            name = storage.join(self._out, PROGRESS)
+            if storage.exists(name):
+                at = json.loads(storage.read_bytes(name))
+                self._progress.reach(at["epoch"] * at["steps"] + at["step"])

@@ -30,6 +30,7 @@ Batch = Sequence[torch.Tensor]
 
 
 _REFINER_TIMES = 2.5  # the refiner is small and starts from nothing: it takes larger steps than a backbone that knows much
+_MOST_NAMED = 8  # pairs of a step that diverged
 
 
 class Batches(Protocol):
@@ -159,7 +160,8 @@ class Learner:
         self.core.load_state_dict(state["core"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a run that did without, as on a CPU
+            self.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.progression = Progression(**state["progression"])
@@ -206,12 +208,11 @@ def fit(
     while learner.progression.epoch < settings.max_epochs and learner.progression.stale < settings.patience:
         epoch, began_s = learner.progression.epoch, time.monotonic()
         trained = train_one_epoch(learner, batches, epoch, settings, on_step)
+        if math.isnan(trained.grad_norm) and learner.scaler.get_scale() < 1:  # too large for fp16, but not by as much as that
+            raise _diverged(epoch, "every step was left out, since its gradients were no numbers")
         val = validate(learner.judged, batches, settings)  # summed over all processes: all see the same number
         if not math.isfinite(val.loss):  # weights too large for a picture, though every gradient was a number
-            raise ModelError(
-                f"training diverged in epoch {epoch}: validation loss {val.loss}. The last good checkpoint is kept. "
-                "Try a lower --learning-rate."
-            )
+            raise _diverged(epoch, f"validation loss {val.loss}")
         learning_rate = learner.optimizer.param_groups[0]["lr"]
         learner.scheduler.step(val.loss)
         learner.progression = learner.progression.after(epoch, val.loss)
@@ -262,7 +263,7 @@ def train_one_epoch(
         done = epoch * steps + step
         if done < warmup_steps:
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * group["times"] * (done + 1) / warmup_steps
+                group["lr"] = settings.learning_rate * group["times"] * min(1.0, (done + 1) / warmup_steps)
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         boxes_norm = boxes_norm.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=learner.amp or torch.bfloat16, enabled=learner.amp is not None):
@@ -293,11 +294,12 @@ def train_one_epoch(
             # Gradients too large for fp16 cost a step and a smaller scale; a loss that is no number would stay so.
             wrong = _names_over_processes(batches.names(rows[(~torch.isfinite(losses)).cpu()]))
             if wrong or not scaler.is_enabled():
-                names = ", ".join((wrong or _names_over_processes(batches.names(rows)))[:8])
-                raise ModelError(
-                    f"training diverged in epoch {epoch}, step {step}: loss {losses.mean().item()}, gradient norm {norm}, pairs {names}. "
-                    "The last good checkpoint is kept. Try a lower --learning-rate, or look at these pairs."
-                )
+                # BatchNorm spreads one bad picture over the step; then that one is named alone.
+                bad = ~(torch.isfinite(images).flatten(1).all(1) & torch.isfinite(boxes_norm).all(1))
+                named = _names_over_processes(batches.names(rows[bad.cpu()])) or wrong or _names_over_processes(batches.names(rows))
+                rest = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+                what = f"loss {losses.mean().item()}, gradient norm {norm}, pairs {', '.join(named[:_MOST_NAMED])}{rest}"
+                raise _diverged(epoch, f"step {step + 1}: {what}")
         scaler.step(optimizer)  # with fp16 leaves out a step whose gradients overflowed
         scaler.update()
         skipped += not finite
@@ -311,6 +313,17 @@ def train_one_epoch(
     _sum_over_processes(sums)
     mean_norm = sum(norms) / len(norms) if norms else float("nan")
     return _Trained(float(sums[0] / sums[1]), mean_norm, skipped, int(sums[1]), time.monotonic() - began_s)
+
+
+def _diverged(epoch: int, what: str) -> ModelError:
+    """What a run that must end says; ``epoch`` from 0, told as the lines of finished epochs count."""
+    cure = "Train again with a lower --learning-rate, or without the pairs that are named"
+    if epoch == 0:
+        return ModelError(f"training diverged in epoch 1, {what}. {cure}.")
+    return ModelError(
+        f"training diverged in epoch {epoch + 1}, {what}. The best epoch before it is kept: --resume --max-epochs {epoch} finishes with it "
+        f"(--resume alone comes to the same end). {cure}: --overwrite, or another --out."
+    )
 
 
 def _mixed(*numbers: int) -> int:

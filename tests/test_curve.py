@@ -95,9 +95,11 @@ def test_smaller_share_lies_within_a_larger_one_and_groups_stay_whole(made_boxes
 
 def test_too_few_pairs_are_refused_before_training(made_boxes: Path) -> None:
     dataset = BoxDataset.open(str(made_boxes))
-    curve.check(False, dataset, 0)
+    curve.check(False, dataset, 0, 1)
     with pytest.raises(InputError, match=r"--learning-curve: .* needs 16 and 20"):
-        curve.check(True, dataset, 0)
+        curve.check(True, dataset, 0, 1)
+    with pytest.raises(InputError, match="needs 24 and 20"):
+        curve.check(True, dataset, 0, 12)
 
 
 @pytest.mark.long

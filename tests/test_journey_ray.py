@@ -206,7 +206,7 @@ def test_run_goes_on_in_one_process_where_two_workers_left_it(trained: Path, box
 
 def test_divergence_on_a_worker_comes_back_as_one_named_error(boxes: Path, tmp_path: Path) -> None:
     wild = TRAINING.model_copy(update={"learning_rate": 1e30, "num_workers": 1, "warmup_epochs": 0.0})
-    with pytest.raises(ModelError, match="training diverged in epoch 0, step"):
+    with pytest.raises(ModelError, match="training diverged in epoch 1, step"):
         train.run(str(boxes), out=str(tmp_path / "run"), settings=wild)
 
 

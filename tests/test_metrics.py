@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cropreg import boxes, calibration
-from cropreg.evaluation import evaluate, in_words, table
+from cropreg.evaluation import edges_in_words, evaluate, in_words, table
 from cropreg.metrics import copy_nearest, edges_followed, fit_baselines, skill, skill_interval, summarise
 
 
@@ -166,3 +166,11 @@ def test_words_tell_a_model_that_only_learned_the_average() -> None:
     half[:, 1] = truth[:, 1].mean() + rng.normal(0, 0.002, 200)
     assert "top 0.0" in told(half) or "top -0." in told(half)
     assert "too few pictures" in told(truth, rows=5)
+
+
+def test_words_tell_of_each_edge_how_it_follows() -> None:
+    truth, rng = some_boxes(200, 5), np.random.default_rng(0)
+    half = truth.copy()
+    half[:, 1] = truth[:, 1].mean()
+    words = edges_in_words(evaluate(half, np.full((200, 4), 0.01), truth, fit_baselines(truth), None, resamplings=0, rng=rng))
+    assert words.startswith("left 1.00 (1.00), top 0.00 (0.00), right 1.00 (1.00), bottom 1.00 (1.00): correlation of ")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import cropreg.dataset
 from cropreg import checkpoint, runs
 from cropreg.dataset import MEAN, STD
 from cropreg.errors import InputError, OutputError, UsageError
@@ -37,8 +38,16 @@ def take(out: Path, dataset: BoxDataset, settings: TrainSettings) -> str:
     return state
 
 
+def learned(out: Path, epochs: int) -> None:
+    """Leaves what a run of so many finished epochs leaves, as far as it is looked at here."""
+    (out / "metrics.csv").write_text("epoch\n" + "".join(f"{epoch}\n" for epoch in range(epochs)))
+    (out / "checkpoints/last").mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints/last/checkpoint.json").write_text("{}")
+
+
 def test_resumed_run_goes_by_the_settings_it_was_resumed_with(tmp_path: Path, dataset: BoxDataset) -> None:
     assert take(tmp_path / "run", dataset, SETTINGS) == "new"
+    learned(tmp_path / "run", 2)
     assert take(tmp_path / "run", dataset, changed(resume=True)) == "begun"
     (tmp_path / "run" / "finished.json").write_text("{}")
     assert runs.state_of(str(tmp_path / "run"), dataset, changed(resume=True)) == "finished"
@@ -52,6 +61,7 @@ def test_resumed_run_goes_by_the_settings_it_was_resumed_with(tmp_path: Path, da
 
 def test_run_that_began_before_a_setting_existed_goes_on(tmp_path: Path, dataset: BoxDataset) -> None:
     take(tmp_path, dataset, SETTINGS)
+    learned(tmp_path, 1)
     file = tmp_path / "run.json"
     facts = json.loads(file.read_text())
     del facts["settings"]["edges"]
@@ -63,12 +73,75 @@ def test_run_that_began_before_a_setting_existed_goes_on(tmp_path: Path, dataset
 
 def test_new_run_removes_what_belongs_to_the_old_one_and_nothing_else(tmp_path: Path, dataset: BoxDataset) -> None:
     take(tmp_path, dataset, SETTINGS)
-    for name in ("metrics.csv", "finished.json", "evaluation.json", "report.html", "notes.txt"):
+    learned(tmp_path, 2)
+    for name in ("finished.json", "evaluation.json", "report.html", "notes.txt"):
         (tmp_path / name).write_text("old")
     with pytest.raises(OutputError, match="a run is here already"):
         runs.state_of(str(tmp_path), dataset, SETTINGS)
     assert take(tmp_path, dataset, changed(overwrite=True)) == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+
+
+def test_run_that_finished_no_epoch_keeps_nobody_from_beginning_again(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, changed(weights="missing.pth"))
+    for wish in (SETTINGS, changed(resume=True)):
+        assert take(tmp_path, dataset, wish) == "new"
+
+
+def test_resume_beats_an_overwrite_that_stands_in_a_settings_file(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    learned(tmp_path, 3)
+    assert runs.state_of(str(tmp_path), dataset, changed(resume=True, overwrite=True)) == "begun"
+
+
+def test_run_whose_last_checkpoint_is_gone_is_not_begun_again_unasked(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    learned(tmp_path, 3)
+    (tmp_path / "checkpoints/last/checkpoint.json").unlink()
+    with pytest.raises(OutputError, match=r"checkpoints/last: the checkpoint that this run of 3 epochs .* --overwrite"):
+        runs.state_of(str(tmp_path), dataset, changed(resume=True))
+    assert runs.state_of(str(tmp_path), dataset, changed(overwrite=True)) == "new"
+
+
+def test_what_was_said_of_a_model_goes_when_it_learns_on(tmp_path: Path, dataset: BoxDataset) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    learned(tmp_path, 2)
+    names = ("champion.json", "learning_curve.json", "learning_curve.png")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    take(tmp_path, dataset, changed(resume=True))
+    assert [name for name in names if (tmp_path / name).exists()] == list(names[1:]), "with the same epochs the curve still holds"
+    take(tmp_path, dataset, changed(resume=True, max_epochs=5))
+    assert not any((tmp_path / name).exists() for name in names)
+
+
+def test_word_that_cannot_be_left_or_read_now_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str, *_: Any) -> Any:
+        raise OutputError(f"{uri}: the store does not answer")
+
+    learned(tmp_path, 1)
+    learner: Any = SimpleNamespace(judged=None, state=dict, progression=Progression())
+    recorder = runs.Recorder(str(tmp_path), SETTINGS, learner, None, None)  # type: ignore[arg-type]
+    follower = runs.Follower(str(tmp_path), SETTINGS, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "POLL_S", -1.0)
+    monkeypatch.setattr(runs.storage, "write_whole", refuse)
+    monkeypatch.setattr(runs.storage, "exists", refuse)
+    recorder.on_step(0, 1, 5)
+    follower.tell()
+
+
+def test_champion_is_not_replaced_by_the_run_that_is_to_be_held_against_it(
+    tmp_path: Path, made_boxes: Path, dataset: BoxDataset
+) -> None:
+    out = tmp_path / "run"
+    settings = changed(champion=str(out / "checkpoints/best"), overwrite=True, num_workers=0)
+    take(out, dataset, settings)
+    learned(out, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.champion, "check", lambda *_: None)
+        with pytest.raises(UsageError, match=r"--champion .*Give another --out"):
+            train.run(str(made_boxes), out=str(out), settings=settings)
+    assert (out / "metrics.csv").exists()
 
 
 def test_word_of_an_earlier_failure_does_not_take_the_folder(tmp_path: Path, dataset: BoxDataset) -> None:
@@ -81,6 +154,7 @@ def test_word_of_an_earlier_failure_does_not_take_the_folder(tmp_path: Path, dat
 
 def test_dry_run_says_that_the_folder_is_taken(tmp_path: Path, made_boxes: Path, dataset: BoxDataset) -> None:
     take(tmp_path, dataset, SETTINGS)
+    learned(tmp_path, 1)
     with pytest.raises(OutputError, match="--resume"):
         train.run(str(made_boxes), out=str(tmp_path), settings=SETTINGS, dry_run=True)
 
@@ -93,7 +167,7 @@ def test_summary_says_why_training_ended_which_epoch_was_best_and_how_to_go_on(t
     ]
     (tmp_path / "metrics.csv").write_bytes(csv_bytes(rows, list(rows[0])))
     early = runs.summary_of(str(tmp_path), changed(max_epochs=9, patience=2))
-    assert early["best_epoch"] == 1 and early["ended"] == (
+    assert early["best_epoch"] == 2 and early["ended"] == (
         "after epoch 4 of 9: for 2 epochs the validation loss was not below that of epoch 2, which is kept as the best; "
         "to go on: --resume --patience 4"
     )
@@ -132,3 +206,17 @@ def test_epoch_that_a_kill_cut_short_comes_again_and_its_row_with_it(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         runs.Recorder(str(tmp_path), SETTINGS, learner, info, None).on_epoch(result)
     assert [row["epoch"] for row in runs.read_metrics(str(tmp_path))] == [0], "and it has it once"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("without", "which"), [(None, "pictures kept aside"), ("calib", "validation pictures, which chose the best epoch,")]
+)
+def test_every_training_says_what_was_learned_and_how_each_edge_follows(
+    made_boxes: Path, tmp_path: Path, without: str | None, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = cropreg.dataset.read_labels
+    monkeypatch.setattr("cropreg.dataset.read_labels", lambda data, name, *a: read(data, "none" if name == without else name, *a))
+    summary = train.run(str(made_boxes), out=str(tmp_path / "run"), settings=changed(max_epochs=1, refine=False, use_gpu=False))
+    assert which in summary["learned"] and "skill" in summary["learned"]
+    assert all(f"{edge} " in summary["edges"] for edge in ("left", "top", "right", "bottom"))

@@ -97,6 +97,12 @@ def test_learning_rate_warms_up_and_falls_on_a_plateau() -> None:
     assert rates[-1] < rates[0] and all(a >= b for a, b in pairwise(rates))
 
 
+@pytest.mark.parametrize("warmup", [0.1, 0.5, 1.5])
+def test_learning_rate_never_grows_past_the_one_that_was_asked_for(warmup: float) -> None:
+    settings = with_numbers(max_epochs=3, warmup_epochs=warmup, learning_rate=1e-3, lr_patience=9)
+    assert run(settings)[-1].learning_rate == pytest.approx(1e-3)
+
+
 def test_the_second_look_takes_larger_steps_and_only_weights_decay() -> None:
     settings = with_numbers(warmup_epochs=0, averaging=0.0)
     torch.manual_seed(0)
@@ -139,9 +145,25 @@ def test_divergence_names_epoch_step_and_pairs_and_spoils_no_weight(bad: float) 
     batches.images[5] = bad
     settings = with_numbers(max_epochs=2)
     learning = learner(settings)
-    with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: .*pair-\d+"):
+    with pytest.raises(ModelError, match=r"diverged in epoch 1, step \d+: .*pairs pair-5\. Train again .*named\.$"):  # of eight
         run(settings, learning, batches)
     assert all(torch.isfinite(p).all() for p in learning.core.parameters())
+
+
+def test_divergence_says_how_to_finish_with_what_was_learned_before() -> None:
+    settings, batches = with_numbers(max_epochs=4, averaging=0.0), Made()
+    results: list[EpochResult] = []
+
+    def on_epoch(result: EpochResult) -> None:
+        results.append(result)
+        if len(results) == 2:
+            batches.images[:, 0] = math.nan
+
+    batches.images = batches.images.clone()
+    with pytest.raises(ModelError, match=r"epoch 3, step 1: .* pairs (pair-\d+(, | and )){8}") as caught:
+        batches.size = 12
+        fit(learner(settings), batches, settings, on_epoch)
+    assert "and 4 more. " in str(caught.value) and "--resume --max-epochs 2 finishes with it" in str(caught.value)
 
 
 def test_gradients_are_clipped_before_the_step() -> None:
@@ -179,7 +201,7 @@ def test_mixed_precision_on_the_cpu_learns_too() -> None:
 
 def test_validation_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "validate", lambda *_: training.Validation(math.nan, math.nan, math.nan, 24))
-    with pytest.raises(ModelError, match="diverged in epoch 0: validation loss nan"):
+    with pytest.raises(ModelError, match="diverged in epoch 1, validation loss nan"):
         run(with_numbers(max_epochs=2))
 
 
@@ -200,11 +222,37 @@ def test_gradients_too_large_for_fp16_cost_their_step_and_no_more() -> None:
     assert all(torch.isfinite(p).all() for p in learning.core.parameters())
 
 
+def test_run_of_which_every_step_is_left_out_ends() -> None:
+    class Endless(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, said: torch.Tensor) -> torch.Tensor:
+            return said.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * math.nan
+
+    settings = with_numbers(max_epochs=30, patience=30)
+    learning = halved(settings)
+    learning.model.register_forward_hook(lambda *args: Endless.apply(args[-1]))
+    with pytest.raises(ModelError, match="every step was left out, since its gradients were no numbers"):
+        run(settings, learning)
+
+
+def test_run_begun_without_a_scaler_goes_on_with_one() -> None:
+    settings = with_numbers(max_epochs=2)
+    begun = learner(settings)
+    run(settings, begun)
+    other = halved(settings)
+    other.restore(begun.state())
+    assert other.progression == begun.progression and other.scaler.get_scale() > 1
+
+
 def test_loss_that_is_no_number_ends_the_run_in_fp16_too() -> None:
     batches = Made()
     batches.images = batches.images.clone()
     batches.images[5] = math.nan
-    with pytest.raises(ModelError, match=r"diverged in epoch 0, step \d+: loss nan, .*pair-"):
+    with pytest.raises(ModelError, match=r"diverged in epoch 1, step \d+: loss nan, .*pair-"):
         run(with_numbers(max_epochs=2), halved(with_numbers()), batches)
 
 

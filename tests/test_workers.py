@@ -110,8 +110,8 @@ def test_what_does_not_fit_is_named_unless_the_cluster_may_grow(has: dict[str, f
 
 
 def test_batch_too_small_for_the_most_workers_is_refused(made_boxes: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="every one of 4 workers needs at least 2"):
-        train.run(str(made_boxes), out=str(tmp_path / "run"), settings=TrainSettings(batch_size=6, num_workers="1:4"))
+    with pytest.raises(UsageError, match="4 workers need at least 16 pictures a step, 4 each"):
+        train.run(str(made_boxes), out=str(tmp_path / "run"), settings=TrainSettings(batch_size=15, num_workers="1:4"))
 
 
 def test_compiler_that_is_missing_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,5 +130,5 @@ def test_compiler_that_is_missing_is_told_by_name(monkeypatch: pytest.MonkeyPatc
 def test_precision_is_that_of_the_device_or_of_the_flag(
     amp: Any, device: str, bf16: bool, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
     assert train._precision(TrainSettings(amp=amp), torch.device(device)) is expected

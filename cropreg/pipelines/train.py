@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from cropreg import calibration, champion, checkpoint, curve, novelty, promise, proportions, report, runs, storage, tracking
@@ -24,7 +25,7 @@ from cropreg.cache import Cache
 from cropreg.checkpoint import CheckpointInfo, Novelty, Outcomes
 from cropreg.dataset import MEAN, STD, CropDataset
 from cropreg.errors import ClusterError, CropregError, InputError, UsageError
-from cropreg.evaluation import evaluate, in_words
+from cropreg.evaluation import edges_in_words, evaluate, in_words
 from cropreg.loading import Loaders, naming_lost_processes
 from cropreg.logs import Progress
 from cropreg.metrics import fit_baselines
@@ -37,7 +38,8 @@ from cropreg.training import EpochResult, Learner, fit
 
 log = logging.getLogger(__name__)
 
-_COLLECTIVE_TIMEOUT_S = 300  # workers that wait longer than this for each other have lost one
+# How long workers wait for each other.  A lost one is noticed by Ray; this is for a node that fills its cache of proxies first.
+_COLLECTIVE_TIMEOUT_S = 1800
 # How long Ray Train waits for room for its workers, and how often again.  A GPU machine that first has to start takes minutes.  A run
 # that takes what there is finds room at once, or waits for a lost machine, of whose loss Ray Train hears up to 20 s late.
 _ROOM_S, _ROOM_AGAIN = 600, 2
@@ -54,11 +56,12 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
     counts = _count_rows(dataset, settings.most_workers)
     champion.check(settings.champion, counts)
-    curve.check(settings.learning_curve, dataset, settings.seed)
+    curve.check(settings.learning_curve, dataset, settings.seed, settings.most_workers)
     tracking.check(settings.track)
-    if settings.batch_size < 2 * settings.most_workers:
+    if settings.most_workers > 1 and settings.batch_size < 4 * settings.most_workers:  # a short step keeps two for each
         raise UsageError(
-            f"--batch-size {settings.batch_size}: every one of {settings.most_workers} workers needs at least 2 pictures a step."
+            f"--batch-size {settings.batch_size}: {settings.most_workers} workers need at least {4 * settings.most_workers} pictures a "
+            "step, 4 each."
         )
     check_edges(settings)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
@@ -69,15 +72,17 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
     summary: dict[str, Any] = {"verb": "train", "out": out, "rows": counts}
     storage.refuse_if_held(out)
     state = runs.state_of(out, dataset, settings)
+    if settings.champion and state == "new" and f"{storage.absolute(settings.champion)}/".startswith(f"{out}/"):
+        raise UsageError(f"--champion {settings.champion}: the new run would take its place in {out} unseen. Give another --out.")
     if dry_run:
         steps = math.ceil(counts["train"] / settings.batch_size)
         return {**summary, "code": 0, "dry_run": True, "steps_per_epoch": steps, "max_epochs": settings.max_epochs}
     if state == "finished":
         log.info("run=%s finished before; nothing to do", out)
         return {**summary, **runs.summary_of(out, settings)}
-    with storage.held(out, "train"):
+    with storage.held(out, "train") as lease:
         runs.take_folder(state, out, dataset, settings)
-        result = _train(dataset, out, settings, address, use_gpu, counts["train"])
+        result = _train(dataset, out, settings, address, use_gpu, counts["train"], lease.check)
         storage.write_whole(storage.join(out, "finished.json"), json.dumps(result, indent=1).encode())
     return {**summary, **result}
 
@@ -97,9 +102,15 @@ def check_edges(settings: TrainSettings) -> None:
 
 
 def _train(
-    dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, use_gpu: bool, num_train: int
+    dataset: BoxDataset,
+    out: str,
+    settings: TrainSettings,
+    address: str | None,
+    use_gpu: bool,
+    num_train: int,
+    check_ours: Callable[[], None],
 ) -> dict[str, Any]:
-    """Trains into a folder that is ours, here or on the cluster, and returns what it came to."""
+    """Trains into a folder that is ours, as ``check_ours`` makes sure, here or on the cluster, and returns what it came to."""
     if settings.image_side > _seen_px(dataset, settings):
         log.warning(
             "image_side=%d is more than the %d px of the proxies: match with a larger --proxy-long-px, or use --from originals",
@@ -112,9 +123,9 @@ def _train(
         with Progress("train" if share == 1 else f"train on {share:.3g} of the pairs", steps, "steps") as progress:
             if settings.num_workers == 0:
                 with naming_lost_processes():  # on the cluster Ray Train starts a worker again, and a named error would stop that
-                    _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share)
+                    _learn(dataset, place, settings, torch.device("cuda" if use_gpu else "cpu"), progress, share, check_ours)
             else:
-                _fit_on_cluster(dataset, place, settings, address, progress, share)
+                _fit_on_cluster(dataset, place, settings, address, progress, share, check_ours)
 
     learn(out)
     if settings.learning_curve:
@@ -122,6 +133,7 @@ def _train(
             storage.make_folder(curve.place_of(out, share))
             learn(curve.place_of(out, share), share)
         curve.draw(dataset, out, settings, device)
+    check_ours()
     champion.contest(dataset, out, settings, device)
     rows = runs.read_metrics(out)
     storage.write_whole(storage.join(out, "curves.png"), report.curves_png(rows))
@@ -142,14 +154,20 @@ def _count_rows(dataset: BoxDataset, num_workers: int) -> dict[str, int]:
 
 
 def _fit_on_cluster(
-    dataset: BoxDataset, out: str, settings: TrainSettings, address: str | None, progress: Progress, share: float
+    dataset: BoxDataset,
+    out: str,
+    settings: TrainSettings,
+    address: str | None,
+    progress: Progress,
+    share: float,
+    check_ours: Callable[[], None],
 ) -> None:
     """Runs the loop in ``num_workers`` processes of Ray Train and tells how far it is."""
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster.connect(address)
-    cluster.check_shared((storage.join(dataset.uri, part.file) for part in dataset.parts("pairs")), out)
+    cluster.check_shared(_read_by_workers(dataset, settings), out)
     scaling = _scaling(settings, address)
     elastic = settings.least_workers < settings.most_workers
     gpus_each = scaling.resources_per_worker.get("GPU", 0)
@@ -183,6 +201,7 @@ def _fit_on_cluster(
         thread.start()
         while thread.is_alive():
             thread.join(runs.POLL_S)
+            check_ours()
             teller.tell()
     teller.tell()
     storage.remove(storage.join(out, "ray"))  # Ray's own notes on the run; its checkpoints are not there
@@ -194,6 +213,15 @@ def _fit_on_cluster(
         raise ClusterError(
             f"Ray Train: {outcome['error']}. Finished epochs are kept: run the same command with --resume."
         ) from outcome["error"]
+
+
+def _read_by_workers(dataset: BoxDataset, settings: TrainSettings) -> Iterator[str]:
+    """The files that every machine must see."""
+    yield from (storage.join(dataset.uri, part.file) for part in dataset.parts("pairs"))
+    if settings.weights not in ("none", "imagenet"):
+        yield storage.absolute(settings.weights)
+    if settings.from_ == "originals":
+        yield from dataset.pairs(["original_uri"])["original_uri"].to_pylist()
 
 
 @contextlib.contextmanager
@@ -269,10 +297,12 @@ def _learn(
     device: torch.device,
     progress: Progress | None = None,
     share: float = 1.0,
+    check_ours: Callable[[], None] = lambda: None,
 ) -> None:
     """The whole of learning, on a share of the training groups, in one process of one or several.
 
-    ``progress`` is told directly when this is the user's own process; others leave word in the run folder.
+    ``progress`` is told directly when this is the user's own process; others leave word in the run folder.  ``check_ours`` raises when
+    the folder is no longer this run's.
     """
     torch.manual_seed(settings.seed)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -321,15 +351,14 @@ def _learn(
         with tracking.opened(out, settings.track, settings.model_dump(), learner.progression.epoch) as told:
 
             def on_epoch(result: EpochResult) -> None:
+                check_ours()
                 recorder.on_epoch(result)
                 told.write(result.epoch, asdict(result))
 
             fit(learner, batches, settings, on_epoch, recorder.on_step)
-        _calibrate(dataset, out, settings, device)
+        _calibrate(dataset, out, settings, device)  # which may take long: the other processes do not wait for it
     else:
         fit(learner, batches, settings, _silent, _silent)
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def synchronised(model: CropRegressor, device: torch.device, world: int) -> CropRegressor:
@@ -365,7 +394,7 @@ def _precision(settings: TrainSettings, device: torch.device) -> torch.dtype | N
     if settings.amp == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[settings.amp]
 
 
@@ -380,18 +409,22 @@ def _calibrate(dataset: BoxDataset, out: str, settings: TrainSettings, device: t
         for name in ("train", "val", "calib")
     }
     known: dict[str, Outcomes] = {}
+    answers: dict[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = {}
     for name in ("val", "calib"):
         data = splits[name]
         true, groups = data.labels.boxes_norm, data.labels.groups.to_pylist()
         predictions = predictor.predict_all(map(data.picture, range(len(data))), settings.batch_size)
-        known[name] = promise.outcomes(predictions.boxes_norm, predictions.spread, true, groups)
-    learned = calibration.fit(predictions.boxes_norm, predictions.spread, true)
+        answers[name] = predictions.boxes_norm, predictions.spread, true
+        known[name] = promise.outcomes(*answers[name], groups)
+    learned = calibration.fit(*answers["calib"])
     learned = learned.model_copy(update={**known, "novelty": _kind_learned(predictor, splits, settings)})
     checkpoint.save(best, model.cpu(), info.model_copy(update={"calibration": learned}))
-    if len(true):
-        rng = np.random.default_rng(settings.seed)
-        judged = evaluate(predictions.boxes_norm, predictions.spread, true, info.baselines, None, resamplings=1000, rng=rng)
-        storage.write_whole(storage.join(out, runs.JUDGED), json.dumps({**judged, "in_words": in_words(judged)}, indent=1).encode())
+    name, which = (
+        ("calib", "pictures kept aside") if len(splits["calib"]) else ("val", "validation pictures, which chose the best epoch,")
+    )
+    judged = evaluate(*answers[name], info.baselines, None, resamplings=1000, rng=np.random.default_rng(settings.seed))
+    words = {"in_words": in_words(judged, which), "edges_in_words": edges_in_words(judged)}
+    storage.write_whole(storage.join(out, runs.JUDGED), json.dumps({**judged, **words}, indent=1).encode())
 
 
 def _kind_learned(predictor: Predictor, splits: Mapping[str, CropDataset], settings: TrainSettings) -> Novelty | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from cropreg.errors import InputError, UsageError
 from cropreg.storage.entry import Entry
 from cropreg.storage.uris import join
 
 _RETRIES = 3
+_T = TypeVar("_T")
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -66,23 +67,35 @@ def _kind(uri: str) -> Any:
 def read(uri: str) -> bytes:
     """Reads an object; a broken connection is tried again."""
     system, path = filesystem(uri)
-    for attempt in range(_RETRIES):
-        try:
-            with system.open_input_file(path) as f:
-                return bytes(f.read())
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if attempt == _RETRIES - 1:
-                raise
-    raise AssertionError("unreachable")
+
+    def once() -> bytes:
+        with system.open_input_file(path) as f:
+            return bytes(f.read())
+
+    return _tried(once)
 
 
 def replace(uri: str, data: bytes) -> None:
-    """Writes an object; it shows when its upload is complete."""
+    """Writes an object; it shows when its upload is complete.  A broken connection is tried again."""
     system, path = filesystem(uri)
-    with system.open_output_stream(path) as f:
-        f.write(data)
+
+    def once() -> None:
+        with system.open_output_stream(path) as f:
+            f.write(data)
+
+    _tried(once)
+
+
+def _tried(once: Callable[[], _T]) -> _T:
+    """What ``once`` returns, tried a few times; what is not there does not come by asking again."""
+    for _ in range(_RETRIES - 1):
+        try:
+            return once()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            continue
+    return once()
 
 
 def create(uri: str, data: bytes) -> bool:
