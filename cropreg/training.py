@@ -335,7 +335,8 @@ def _mixed(*numbers: int) -> int:
 def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) -> Validation:
     """Judges a model on every validation row once, summed over all processes; with a refiner, what its second look says.
 
-    The loss is that of the answer, whatever an edge is trained with: smooth L1 of its margin.
+    The loss is that of the answer, whatever an edge is trained with: smooth L1 of its margin.  Where it is not sure whether a crop lies or
+    stands, as of a square, it is that of both answers by how likely they are: one toss of a coin would outweigh all that an epoch learns.
 
     The model is used unwrapped: a process without rows would leave the others waiting in the wrapper's exchange of buffers.
     """
@@ -357,11 +358,14 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
             inward, _ = refiner.read(refiner(strips.to(device), extents.to(device)).float())
             margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1) + REACH * inward
             boxes = to_boxes(margins.clamp(0, 1))
-            if refiner.trimming is not None:
-                boxes = _trimmed(model, boxes, extents)
-                margins = torch.cat([boxes[:, :2], 1 - boxes[:, 2:]], dim=1)
             # Of the answer: the first look is a means.
-            loss = crop_loss(margins, boxes_norm, settings.overlap, settings.iou_weight, settings.margin_weight)
+            how = settings.overlap, settings.iou_weight, settings.margin_weight
+            if refiner.trimming is None:
+                loss = crop_loss(margins, boxes_norm, *how)
+            else:
+                boxes, other, share = _trimmed(model, boxes, extents)
+                losses = [crop_loss(torch.cat([b[:, :2], 1 - b[:, 2:]], dim=1), boxes_norm, *how) for b in (boxes, other)]
+                loss = share * losses[0] + (1 - share) * losses[1]
         iou = box_iou(boxes, boxes_norm).diagonal()
         bde = (boxes - boxes_norm).abs().mean(dim=1)
         sums += torch.stack([loss.double().sum(), iou.double().sum(), bde.double().sum(), torch.ones_like(loss).double().sum()])
@@ -370,14 +374,19 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
     return Validation(loss_sum / rows, iou_sum / rows, bde_sum / rows, int(rows))
 
 
-def _trimmed(model: CropRegressor, boxes: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
-    """The crops of untrimmed boxes (N, 4) about which strips of these extents (N, 4, EXTENTS) were cut."""
+def _trimmed(model: CropRegressor, boxes: torch.Tensor, extents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The crops of untrimmed boxes (N, 4) about which strips of these extents (N, 4, EXTENTS) were cut: lying or standing, whichever is
+    likelier, the other one, and how likely the first is (N,).
+    """
     assert model.architecture.trims_to is not None and model.refiner is not None and model.refiner.trimming is not None
     trimming, sides = model.refiner.trimming, extents[:, :2, 2].exp().double().cpu().numpy()  # as far as a strip reaches
     untrimmed = boxes.double().cpu().numpy()
-    lying = lying_share(untrimmed, sides, trimming.turn.item()) > 0.5
+    share = lying_share(untrimmed, sides, trimming.turn.item())
     left, top = trimming.shares.tolist()
-    return torch.from_numpy(trimmed(untrimmed, sides, model.architecture.trims_to, lying, (left, top))).to(boxes)
+    lying = share > 0.5
+    crops = [trimmed(untrimmed, sides, model.architecture.trims_to, which, (left, top)) for which in (lying, ~lying)]
+    likelier, other = (torch.from_numpy(crop).to(boxes) for crop in crops)
+    return likelier, other, torch.from_numpy(np.maximum(share, 1 - share)).to(boxes)
 
 
 def _sum_over_processes(sums: torch.Tensor) -> None:

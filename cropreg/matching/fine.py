@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
@@ -38,6 +38,25 @@ class Window:
         """The unexplained share at another place."""
         ncc = register(self.pair, place, "shift", iterations=1, robust=False).ncc
         return 1.0 - max(ncc, 0.0) ** 2
+
+    @cached_property
+    def told_at(self) -> NDArray[np.float64]:
+        """Where in the crop the shift in x (first row) and that in y are told: in the middle of the slopes in that direction.
+
+        What a horizon tells of y holds for the horizon, wherever the window's centre is.
+        """
+        middles = []
+        for dx in (1, 0):
+            slopes = cv2.Sobel(self.pair.target, cv2.CV_32F, dx, 1 - dx, ksize=1)
+            m = cv2.moments(cv2.multiply(slopes, slopes))
+            middles.append(
+                [m["m10"] / m["m00"], m["m01"] / m["m00"]] if m["m00"] > 0 else np.subtract(self.pair.grid.size_wh, 1) / 2
+            )
+        return np.add(self.pair.grid.shift_xy, (np.array(middles) + 0.5) * self.pair.grid.step_xy)
+
+    def moved_by(self, start: Affine, place: Affine) -> NDArray[np.float64]:
+        """The shift (2,) in original pixels from ``start`` to ``place``, each direction where it is told."""
+        return np.diagonal(places.apply(place, self.told_at) - places.apply(start, self.told_at))
 
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in crop pixels, half-open
@@ -159,33 +178,36 @@ def spread_px(windows: list[Window]) -> float:
 
 def distances_px(windows: list[Window], start: Affine, place: Affine) -> NDArray[np.float64]:
     """How far (n,) in original px each window lies from where ``place`` puts it."""
-    left = [w.shift_px - (places.apply(place, w.center_xy[None]) - places.apply(start, w.center_xy[None]))[0] for w in windows]
-    return np.hypot(*np.transpose(left))
+    return np.hypot(*np.transpose([w.shift_px - w.moved_by(start, place) for w in windows]))
 
 
 def common_place(windows: list[Window], place: Affine, aspect_px: float, telling_rest: float) -> Affine:
     """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
 
-    The two scales differ by a normal error of ``aspect_px`` original pixels at the edge of the windows: an export rounds each side.
+    The two scales of the answer differ by a normal error of ``aspect_px`` original pixels at the edge of the windows: an export rounds
+    each side.
     Windows that leave more than ``telling_rest`` unexplained are asked only if hardly another one is left: noise fits noise anywhere.
     """
     telling = [w for w in windows if w.rest < telling_rest]
     windows = telling if len(telling) >= 3 else windows
-    centers = np.array([w.center_xy for w in windows])
+    told = np.array([w.told_at for w in windows])  # (n, 2, 2)
     shifts = np.array([w.shift_px for w in windows])
     base = 1 / (np.array([w.sigma_px for w in windows]) ** 2 + 0.02**2)
-    middle = centers.mean(0)
-    c = centers - middle
-    radius = max(float(np.abs(c).max()), 1.0)
-    u, v, one, none = c[:, 0] / radius, c[:, 1] / radius, np.ones(len(c)), np.zeros(len(c))
-    rows = np.concatenate([np.stack([one, none, u, none, -v], 1), np.stack([none, one, none, v, u], 1)])  # (2n, 5)
+    middle = told.mean((0, 1))
+    radius = max(float(np.abs(told - middle).max()), 1.0)
+    (ux, vx), (uy, vy) = ((told - middle) / radius).transpose(1, 2, 0)  # where x is told, and where y is
+    one, none = np.ones(len(ux)), np.zeros(len(ux))
+    rows = np.concatenate([np.stack([one, none, ux, none, -vx], 1), np.stack([none, one, none, vy, uy], 1)])  # (2n, 5)
     target = shifts.T.ravel()
-    prior = np.outer([0, 0, 1, -1, 0], [0, 0, 1, -1, 0]) / (aspect_px**2 + 1e-6) + np.eye(5) * 1e-9
+    scale_x, scale_y = places.scales(place)
+    apart = np.array([0, 0, 1, -1, 0])  # with how much the scales differ already
+    asked = apart * (1 / scale_y - 1 / scale_x) * radius / (aspect_px**2 + 1e-6)
+    prior = np.outer(apart, apart) / (aspect_px**2 + 1e-6) + np.eye(5) * 1e-9
     weights = np.tile(base, 2)
     solution = np.zeros(5)
     for _ in range(5):
         a = rows * weights[:, None]
-        solution = np.linalg.solve(np.einsum("ni,nj->ij", rows, a) + prior, np.einsum("ni,n->i", a, target))
+        solution = np.linalg.solve(np.einsum("ni,nj->ij", rows, a) + prior, np.einsum("ni,n->i", a, target) + asked)
         rest = target - np.einsum("ni,i->n", rows, solution)
         size = max(0.05, 1.5 * float(np.median(np.abs(rest))))
         weights = np.tile(base, 2) / (1 + (rest / size) ** 2)
@@ -202,9 +224,8 @@ def moved_windows(windows: list[Window], start: Affine, place: Affine, least_px:
     """
     moved = 0
     for window in windows:
-        center = window.center_xy[None]
-        common = places.apply(place, center)[0] - places.apply(start, center)[0]
-        if np.hypot(*(window.shift_px - common)) >= least_px and window.rest_at(place) > least_ratio * (window.rest + 0.01):
+        left_px = np.hypot(*(window.shift_px - window.moved_by(start, place)))
+        if left_px >= least_px and window.rest_at(place) > least_ratio * (window.rest + 0.01):
             moved += 1
     return moved
 

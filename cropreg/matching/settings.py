@@ -193,6 +193,16 @@ class MatcherSettings(Settings):
     free_gain_exact: float = Field(
         3.0, gt=1, description="the same where the free scale and angle are those of an uncut crop anyway"
     )
+    odd_aspect_px: float = Field(
+        0.75,
+        gt=0,
+        description="crop px by which two scales may lengthen the shorter side before windows must tell: rounding does by 0.25 at most",
+    )
+    telling_spread: float = Field(
+        0.15,
+        gt=0,
+        description="share of the crop by which tiles must be spread in both directions to tell two scales; evenly they are by 0.29",
+    )
     most_kept_scale: float = Field(0.03, description="the same for crops whose scale could hardly be seen")
     most_kept_angle_deg: float = Field(1.0, description="degrees; the same for the angle")
     flat_px: float = Field(

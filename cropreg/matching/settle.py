@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,7 +77,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     same_size = noisy and places.scale(found.place) < s.rescan_scale
     # Few tiles have texture, or they hardly agree: windows must stand for them.
     sure = convinces(found, s) or (found.evidence.tiles >= s.sure_tiles and found.evidence.median >= s.fair_median)
-    if unrest.calm and sure and not noisy and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
+    # Longer than an export's rounding makes it, and told in one line: there it is the line that has become thicker.
+    odd = not kept and unrest.spread < s.telling_spread
+    odd = odd and _stretched_px(found.place, crop.size_wh) * places.scale(found.place) > s.odd_aspect_px
+    if unrest.calm and sure and not (noisy or odd) and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         return Settled(found, found.place, kept, _error_px(found, kept))
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
@@ -117,6 +121,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 windows = look(start)
                 common = common_place(windows, start, rounding_px, s.telling_rest) if len(windows) >= 3 else start
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
+            odd = False
     if not kept and len(windows) < s.least_edge_windows:
         nearer = None
         if found.evidence.tiles >= s.sure_tiles:
@@ -128,11 +133,18 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 found = replace(nearer, evidence=found.evidence)
                 place, common, error_px = found.place, found.place, _error_px(found, kept)
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
+    error_px = max(error_px, _stretched_px(place, crop.size_wh)) if odd else error_px
     moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
     steps, left_over = crop.rounding_steps, None
     if steps is not None and (noisy or moved) and not is_burst(moved, windows, s):
         left_over = _unexplained(original, crop, place, steps, s)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
+
+
+def _stretched_px(place: Affine, crop_wh: tuple[int, int]) -> float:
+    """How much longer the shorter side of a crop is by its two scales than by their mean, original pixels."""
+    scale_x, scale_y = places.scales(place)
+    return abs(math.log(scale_x / scale_y)) / 2 * min(crop_wh) / places.scale(place)
 
 
 def is_burst(moved: int, windows: list[Window], s: MatcherSettings) -> bool:
@@ -302,6 +314,7 @@ def _reduced_to(plane: Plane, step_px: int) -> Plane:
 class _Unrest:
     """Whether all tiles lie still, how many could tell, the median of their displacements over their errors, and suspects.
 
+    ``spread`` is the deviation of the places of those that could tell, in shares of the crop, in the direction in which it is less.
     ``apart`` is that median of what is left of the displacements without the one they have in common.
     ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled; ``stretch_px`` the
     stretch of a resized crop that one scale does not tell, see :func:`common_stretch`.  ``suspects`` are the centres
@@ -310,6 +323,7 @@ class _Unrest:
 
     calm: bool
     tiles: int
+    spread: float
     median: float
     apart: float
     drift_px: float
@@ -325,7 +339,8 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     small, large = found.displacements(s)
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0, 0.0, 0.0, np.inf, None, [])
+        return _Unrest(False, 0, 0.0, 0.0, 0.0, np.inf, None, [])
+    spread = float((np.argwhere(corner).std(0) / corner.shape).min())
     stretch_px = None
     if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
         w, h = found.pair.grid.size_wh
@@ -355,4 +370,4 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
         suspects = []  # nothing clear enough to pay for full size
     weights = 1 / sigmas**2
     drift_px = float(np.abs(weights @ shifts).max() / weights.sum())
-    return _Unrest(calm and not suspects, int(corner.sum()), median, apart, drift_px, stretch_px, suspects)
+    return _Unrest(calm and not suspects, int(corner.sum()), spread, median, apart, drift_px, stretch_px, suspects)

@@ -114,6 +114,23 @@ def test_edits_of_tone_leave_the_box_alone(original, pixels):
         assert find(original, data).box == BOX, name
 
 
+@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+def test_a_horizon_alone_does_not_stretch_a_resized_crop(seed, resize):
+    """It lies in one line, and the line has become thicker: that tells nothing of the scale across it."""
+    chance, land = np.random.default_rng(seed), scene(seed, 1800, 1200).mean(2)
+    hills = 600 + 90 * cv2.GaussianBlur(chance.normal(0, 1, (1, 1800)).astype(np.float32), (0, 0), 25)[0]
+    rows = np.arange(1200)[:, None]
+    there = cv2.GaussianBlur(((rows > hills) & (rows < 630)).astype(np.float32), (0, 0), 1.2)
+    sky = (
+        np.linspace(120, 200, 1200)[:, None] * (1 - there) + there * (60 + 0.3 * (land - 128)) + chance.normal(0, 1.2, there.shape)
+    )
+    file = encode(np.repeat(np.clip(sky, 0, 255).astype(np.uint8)[..., None], 3, 2))
+    x1, y1, x2, y2 = box = (300 + 7 * seed, 120, 1400 + 7 * seed, 1000)
+    match = find(file, encode(resize(decoded(file)[y1:y2, x1:x2], 0.617), quality=85))
+    assert match.verdict == "found" and match.box is not None
+    assert max(abs(a - b) for a, b in zip(match.box, box, strict=True)) < 1 / 0.617
+
+
 @pytest.mark.parametrize(("seed", "scale"), [(1, 0.65), (3, 0.38), (5, 0.34), (1, 1.0)])
 def test_a_vignette_over_a_sky_hides_neither_scale_nor_place_of_the_little_that_is_below_it(resize, seed, scale):
     shore = hazy_shore(seed)

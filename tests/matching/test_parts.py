@@ -96,11 +96,25 @@ def test_windows_of_mere_noise_do_not_pull_the_place(pair):
     centers = np.array([[0.0, 0.0], [320.0, 0.0], [0.0, 240.0], [320.0, 240.0]])
     wishes = [(0.1, 0.1, 0.2), (0.1, 0.1, 0.3), (0.1, 0.1, 0.1), (6.0, 9.0, 0.86)]  # x, y, rest
     windows = [Window(c, np.array(wish[:2]), 0.04, wish[2], pair) for c, wish in zip(centers, wishes, strict=True)]
+    for window, center in zip(windows, centers, strict=True):
+        vars(window)["told_at"] = np.array([center, center])
     start = places.shifted(10, 20)
     place = common_place(windows, start, 0.5, telling_rest=0.5)
     assert places.distance_px(place, places.shifted(10.1, 20.1), (320, 240)) < 0.01
-    noise = [Window(w.center_xy, w.shift_px, w.sigma_px, 0.8, pair) for w in windows]  # nothing better is left
+    for window in windows:  # nothing better is left
+        vars(window)["rest"] = 0.8
+    noise = windows
     assert np.isfinite(common_place(noise, start, 0.5, telling_rest=0.5)).all()
+
+
+def test_a_window_tells_of_each_direction_where_its_slopes_are():
+    picture = np.full((300, 400), 90, np.uint8)
+    picture[:, 250:] += 60  # an upright edge, and
+    picture[90:] += 40  # a horizon
+    crop = Plane(picture).window(100, 20, 360, 220)
+    window = Window(np.array([130.0, 100.0]), np.zeros(2), 0.01, 0.0, Pair(Plane(picture), crop, 15))
+    (x_of_x, _), (_, y_of_y) = window.told_at
+    assert abs(x_of_x - 250) < 1 and abs(y_of_y - 90) < 1, "in the pixels of the picture that the crop is a part of"
 
 
 def test_verification_tells_the_place_from_its_surroundings(pair):
