@@ -281,15 +281,17 @@ _PAGE = """<!doctype html>
  true of one.{% if e.neighbour %} "most alike" copies the crop of the training picture that looks most like each.{% endif %}</p>
 <h2>Edge by edge</h2>
 <div class="wide"><table><thead><tr><th></th><th>mean error</th><th>mean outward</th><th>best constant's error</th>
+<th>correlation</th><th>variance ratio</th>
 {% if "error_left_px" in e.model %}<th>mean error, px</th><th>mean outward, px</th>{% endif %}</tr></thead><tbody>
 {% for edge in edges %}<tr><td>{{ edge }}</td><td>{{ "%.2f%%" % (100 * e.model["error_" ~ edge]) }}</td>
 <td>{{ "%+.2f%%" % (100 * e.model["shift_" ~ edge]) }}</td><td>{{ "%.2f%%" % (100 * e.baselines[e.best_baseline]["error_" ~ edge]) }}</td>
+<td>{{ "%.3f" % e.edges.correlation[edge] }}</td><td>{{ "%.3f" % e.edges.variance_ratio[edge] }}</td>
 {% if "error_left_px" in e.model %}<td>{{ "%.1f" % e.model["error_" ~ edge ~ "_px"] }}</td>
 <td>{{ "%+.1f" % e.model["shift_" ~ edge ~ "_px"] }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody></table></div>
 <p>Outward has a sign: where it is below nought the edge lies too far inside, and crops lose content; near nought it errs to both sides
- alike.</p>
+ alike. Correlation and variance ratio are those of predicted and true margins: of an edge that is always put at its average both are 0.</p>
 {% if e.half_size %}<p>The answer for a copy of half the size differs by {{ "%.2f%%" % (100 * e.half_size.moved_mean) }} of a side, by
  {{ "%.2f%%" % (100 * e.half_size.moved_95) }} for one edge in twenty ({{ e.half_size.n }} pictures).</p>{% endif %}
 <h2>How sure it is</h2>

@@ -14,7 +14,18 @@ from typing import Any
 from cropreg import __version__, storage
 from cropreg.errors import CropregError
 
-_PACKAGES = ("ray", "torch", "torchvision", "opencv-python-headless", "pillow", "pyarrow", "pyvips", "pydantic", "safetensors")
+_PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pillow",
+    "pyarrow",
+    "pyvips",
+    "pydantic",
+    "safetensors",
+)
 _EXTRAS = {"heif": "pi_heif", "raw": "rawpy", "tiff": "imagecodecs", "onnx": "onnxruntime", "mlflow": "mlflow", "wandb": "wandb"}
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 
