@@ -43,12 +43,19 @@ _State = Literal["new", "begun", "finished"]
 
 
 def read_metrics(run: str) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.csv``, one a finished epoch; none when there is no such file yet."""
+    """The rows of a run's ``metrics.csv``, one a finished epoch; none when there is no such file yet.
+
+    Raises:
+        OutputError: it is damaged.
+    """
     uri = storage.join(run, "metrics.csv")
     if not storage.exists(uri):
         return []
     text = storage.read_bytes(uri).decode()
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    try:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    except (TypeError, ValueError) as error:
+        raise OutputError(f"{uri}: damaged ({error}). Put it back, or start again with --overwrite instead of --resume.") from error
 
 
 def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
@@ -66,9 +73,11 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
         if storage.exists(out) and any(entry.relative != "result.json" for entry in storage.list_files(out)):
             raise OutputError(f"{out}: this folder holds other things. Give a new or empty one with --out.")
         return "new"
-    last = storage.join(out, "checkpoints/last")
-    rows, goes_on = len(read_metrics(out)), checkpoint.is_there(last)
-    if (settings.overwrite and not settings.resume) or not (rows or goes_on):
+    if settings.overwrite and not settings.resume:
+        return "new"
+    last, best = (storage.join(out, "checkpoints", which) for which in ("last", "best"))
+    rows, goes_on, finished = len(read_metrics(out)), checkpoint.is_there(last), storage.exists(storage.join(out, "finished.json"))
+    if not (rows or goes_on or finished or checkpoint.is_there(best)):
         return "new"
     if not settings.resume:
         raise OutputError(
@@ -83,11 +92,13 @@ def state_of(out: str, dataset: BoxDataset, settings: TrainSettings) -> _State:
     if theirs["dataset"] != ours["dataset"] or not set(changed) <= may_change:
         what = "another dataset" if theirs["dataset"] != ours["dataset"] else f"other settings ({', '.join(changed)})"
         raise OutputError(f"{out}: the run here was started with {what}, so it cannot go on. Use the same, or another --out.")
-    if rows > 1 and not goes_on:  # the first row may be there before the first checkpoint is
+    if finished and not changed:
+        return "finished"
+    if not goes_on and (rows > 1 or finished):  # the first row may be there before the first checkpoint is
         raise OutputError(
-            f"{last}: the checkpoint that this run of {rows} epochs goes on from is gone. Put it back, or start again with --overwrite."
+            f"{last}: the checkpoint that this run goes on from is gone. Put it back, or start again with --overwrite instead of --resume."
         )
-    return "finished" if storage.exists(storage.join(out, "finished.json")) and not changed else "begun"
+    return "begun"
 
 
 def _identity_of(dataset: BoxDataset, settings: TrainSettings) -> dict[str, Any]:
@@ -132,7 +143,7 @@ def _learned(out: str, settings: TrainSettings) -> dict[str, Any]:
     """What a finished run came to, and why it ended when it did."""
     rows = read_metrics(out)
     best = min(rows, key=lambda row: row["val_loss"])
-    why = f"all {len(rows)} epochs done; for more: --resume --max-epochs {2 * settings.max_epochs}"
+    why = f"all {len(rows)} epochs done; for more: --resume --max-epochs {2 * max(len(rows), settings.max_epochs)}"
     if len(rows) < settings.max_epochs:
         why = (
             f"after epoch {len(rows)} of {settings.max_epochs}: for {settings.patience} epochs the validation loss was not below that of "

@@ -299,7 +299,7 @@ def train_one_epoch(
                 named = _names_over_processes(batches.names(rows[bad.cpu()])) or wrong or _names_over_processes(batches.names(rows))
                 rest = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
                 what = f"loss {losses.mean().item()}, gradient norm {norm}, pairs {', '.join(named[:_MOST_NAMED])}{rest}"
-                raise _diverged(epoch, f"step {step + 1}: {what}")
+                raise _diverged(epoch, f"step {step + 1}: {what}", ", or without the pairs that are named")
         scaler.step(optimizer)  # with fp16 leaves out a step whose gradients overflowed
         scaler.update()
         skipped += not finite
@@ -315,9 +315,9 @@ def train_one_epoch(
     return _Trained(float(sums[0] / sums[1]), mean_norm, skipped, int(sums[1]), time.monotonic() - began_s)
 
 
-def _diverged(epoch: int, what: str) -> ModelError:
-    """What a run that must end says; ``epoch`` from 0, told as the lines of finished epochs count."""
-    cure = "Train again with a lower --learning-rate, or without the pairs that are named"
+def _diverged(epoch: int, what: str, otherwise: str = "") -> ModelError:
+    """What a run that must end says, and what to do, or ``otherwise``; ``epoch`` from 0, told as the lines of finished epochs count."""
+    cure = f"Train again with a lower --learning-rate{otherwise}"
     if epoch == 0:
         return ModelError(f"training diverged in epoch 1, {what}. {cure}.")
     return ModelError(

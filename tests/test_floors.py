@@ -79,6 +79,7 @@ PLACES = [
     Place("evaluation", heavy=("cv2", "pyarrow", *TORCH)),
     # 6 using
     Place("prediction", heavy=("cv2", "pyarrow", *TORCH)),
+    Place("learning", heavy=("cv2", "pyarrow", *TORCH)),
     Place("judging", heavy=TORCH),
     Place("champion", heavy=TORCH),
     Place("constraints"),

@@ -15,13 +15,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from cropreg import checkpoint, runs
+from cropreg import checkpoint, learning, runs
 from cropreg.errors import ModelError
+from cropreg.learning import synchronised
 from cropreg.loading import Loaders, Steps
 from cropreg.losses import untrimmed_crop_loss
 from cropreg.model import Architecture, CropRegressor
-from cropreg.pipelines import train
-from cropreg.pipelines.train import synchronised
 from cropreg.refiner import untrimmed_loss
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
@@ -144,7 +143,7 @@ def test_every_process_names_the_pair_that_spoiled_the_step(made_boxes: Path, tm
 def whole_run(boxes: str, out: str, rank: int, world: int) -> int:
     """All that a training worker does, but for Ray."""
     settings = SETTINGS.model_copy(update={"max_epochs": 2, "weights": "none", "refine": True, "num_workers": 2})
-    train._learn(BoxDataset.open(boxes), out, settings, torch.device("cpu"))
+    learning.learn(BoxDataset.open(boxes), out, settings, torch.device("cpu"))
     return rank
 
 

@@ -98,7 +98,29 @@ def test_run_whose_last_checkpoint_is_gone_is_not_begun_again_unasked(tmp_path: 
     take(tmp_path, dataset, SETTINGS)
     learned(tmp_path, 3)
     (tmp_path / "checkpoints/last/checkpoint.json").unlink()
-    with pytest.raises(OutputError, match=r"checkpoints/last: the checkpoint that this run of 3 epochs .* --overwrite"):
+    with pytest.raises(OutputError, match=r"checkpoints/last: the checkpoint that this run .* --overwrite instead of --resume"):
+        runs.state_of(str(tmp_path), dataset, changed(resume=True))
+    assert runs.state_of(str(tmp_path), dataset, changed(overwrite=True)) == "new"
+    (tmp_path / "finished.json").write_text("{}")
+    assert runs.state_of(str(tmp_path), dataset, changed(resume=True)) == "finished", "that one does not go on"
+    with pytest.raises(OutputError, match="is gone"):
+        runs.state_of(str(tmp_path), dataset, changed(resume=True, max_epochs=9))
+
+
+@pytest.mark.parametrize("left", ["finished.json", "checkpoints/best/checkpoint.json"])
+def test_model_without_its_figures_is_not_taken_for_nothing(tmp_path: Path, dataset: BoxDataset, left: str) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("{}")
+    with pytest.raises(OutputError, match="a run is here already"):
+        runs.state_of(str(tmp_path), dataset, SETTINGS)
+
+
+@pytest.mark.parametrize("text", ["epoch\nx\n", "epoch,val_loss\n1\n"])
+def test_damaged_figures_are_named_and_can_be_overwritten(tmp_path: Path, dataset: BoxDataset, text: str) -> None:
+    take(tmp_path, dataset, SETTINGS)
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(OutputError, match=r"metrics\.csv: damaged .* --overwrite instead"):
         runs.state_of(str(tmp_path), dataset, changed(resume=True))
     assert runs.state_of(str(tmp_path), dataset, changed(overwrite=True)) == "new"
 

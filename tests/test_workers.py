@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cropreg import learning
 from cropreg.errors import ClusterError, UsageError
 from cropreg.pipelines import train
 from cropreg.settings import TrainSettings, read_resources
@@ -120,7 +121,7 @@ def test_compiler_that_is_missing_is_told_by_name(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(UsageError, match=r"--compile: .*\(Failed to find a C\+\+ compiler\)\. Install"):
-        train._check_compiler(torch.device("cpu"))
+        learning._check_compiler(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("amp", "device", "bf16", "expected"), [
@@ -131,4 +132,4 @@ def test_precision_is_that_of_the_device_or_of_the_flag(
     amp: Any, device: str, bf16: bool, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
-    assert train._precision(TrainSettings(amp=amp), torch.device(device)) is expected
+    assert learning._precision(TrainSettings(amp=amp), torch.device(device)) is expected

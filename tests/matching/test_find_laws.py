@@ -114,6 +114,16 @@ def test_edits_of_tone_leave_the_box_alone(original, pixels):
         assert find(original, data).box == BOX, name
 
 
+@pytest.mark.parametrize("scales", [(0.95, 0.93), (0.52, 0.5)])
+def test_a_crop_that_was_stretched_is_found_by_its_own_two_scales(original, pixels, scales):
+    x1, y1, x2, y2 = box = (300, 100, 1400, 900)
+    size = round(1100 * scales[0]), round(800 * scales[1])
+    crop = np.asarray(Image.fromarray(pixels[y1:y2, x1:x2]).resize(size, Image.Resampling.LANCZOS))
+    match = find(original, encode(crop))
+    assert match.verdict == "found" and match.box is not None
+    assert max(abs(a - b) for a, b in zip(match.box, box, strict=True)) < 0.3
+
+
 @pytest.mark.parametrize("seed", [3, 4, 5, 6])
 def test_a_horizon_alone_does_not_stretch_a_resized_crop(seed, resize):
     """It lies in one line, and the line has become thicker: that tells nothing of the scale across it."""
