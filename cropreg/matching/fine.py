@@ -187,7 +187,7 @@ def common_place(windows: list[Window], place: Affine, aspect_px: float, telling
     """The place corrected by a shift, a scale for each axis and an angle that explain most windows' shifts.
 
     The two scales of the answer differ by a normal error of ``aspect_px`` original pixels at the edge of the windows: an export rounds
-    each side.  With 0 they differ by as much as those of ``place`` do.
+    each side; 0 makes them one.
     Windows that leave more than ``telling_rest`` unexplained are asked only if hardly another one is left: noise fits noise anywhere.
     """
     telling = [w for w in windows if w.rest < telling_rest]
@@ -202,8 +202,8 @@ def common_place(windows: list[Window], place: Affine, aspect_px: float, telling
     rows = np.concatenate([np.stack([one, none, ux, none, -vx], 1), np.stack([none, one, none, vy, uy], 1)])  # (2n, 5)
     target = shifts.T.ravel()
     scale_x, scale_y = places.scales(place)
-    apart = np.array([0, 0, 1, -1, 0])
-    asked = apart * ((1 / scale_y - 1 / scale_x) * radius if aspect_px else 0.0) / (aspect_px**2 + 1e-6)
+    apart = np.array([0, 0, 1, -1, 0])  # with how much the scales of the place differ already
+    asked = apart * (1 / scale_y - 1 / scale_x) * radius / (aspect_px**2 + 1e-6)
     prior = np.outer(apart, apart) / (aspect_px**2 + 1e-6) + np.eye(5) * 1e-9
     weights = np.tile(base, 2)
     solution = np.zeros(5)

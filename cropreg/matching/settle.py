@@ -113,7 +113,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         disagreeing_px = spread_px(windows) if noisy else 0.0
         error_px = scattered_px if scattered_px > s.scattered_px else max(error_px, disagreeing_px)
     elif not kept and len(windows) >= 3:
-        rounding_px = 0.0 if same_size else 0.5 / places.scale(place)
+        # One that was only turned, or scanned anew, has one scale; an export rounds each side.
+        rounding_px = 0.0 if _is_near(place, s.kept_scale, 180.0) else 0.5 / places.scale(place)
         common = common_place(windows, start, rounding_px, s.telling_rest)
         if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
             if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:

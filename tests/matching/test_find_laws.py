@@ -114,7 +114,7 @@ def test_edits_of_tone_leave_the_box_alone(original, pixels):
         assert find(original, data).box == BOX, name
 
 
-@pytest.mark.parametrize("scales", [(0.95, 0.93), (0.52, 0.5)])
+@pytest.mark.parametrize("scales", [(0.95, 0.93), (0.52, 0.5), (1.006, 0.994)])
 def test_a_crop_that_was_stretched_is_found_by_its_own_two_scales(original, pixels, scales):
     x1, y1, x2, y2 = box = (300, 100, 1400, 900)
     size = round(1100 * scales[0]), round(800 * scales[1])
