@@ -27,8 +27,10 @@ TONE = 3.0  # grey levels by which a line's mean may differ from the original's,
 GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
 FADE_STEP = 25.0  # grey levels from one even border to the next inside it: frames round each other are told apart by more
 TONE_BIN = 8  # grey levels that are edited alike
+PIECES = 16  # of the pixels they are learned from: some arithmetic at a time
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
 LINES = 64  # looked at together
+FEW_LINES = 16  # compared with the original together: those of a wide frame round 24 MP would take 15 MB
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
 
@@ -136,23 +138,33 @@ def shared_lines(
     left, top, right, bottom = sides
     tones, edited = _tones(original, crop, matrix, (left, top, width - right, height - bottom))
 
-    def count(x1: int, y1: int, x2: int, y2: int, turn: int) -> int:  # turned so that its innermost line is the first row
-        if x1 >= x2 or y1 >= y2:
-            return 0
+    def same(x1: int, y1: int, x2: int, y2: int, turn: int) -> NDArray[np.bool_]:
+        # turned so that its innermost line is the first row
         there = np.rot90(_shown(original, matrix, (x1, y1, x2, y2)), turn)
         inside = np.interp(there, tones, edited)  # beyond the tones that were learned they are shifted
         there = inside + np.minimum(there - tones[0], 0) + np.maximum(there - tones[-1], 0)
         lines = there - np.rot90(crop[y1:y2, x1:x2], turn)
-        same = (np.abs(lines.mean(1)) < TONE) & (np.abs(lines).mean(1) < GRAIN)
-        same[:blurred] = True
-        return len(lines) if same.all() else int(np.argmin(same))
+        return np.asarray((np.abs(lines.mean(1)) < TONE) & (np.abs(lines).mean(1) < GRAIN))
 
-    return (
-        count(0, top, left, height - bottom, 1),
-        count(left, 0, width - right, top, 2),
-        count(width - right, top, width, height - bottom, 3),
-        count(left, height - bottom, width - right, height, 0),
-    )
+    def count(side: int) -> int:
+        x1, y1, x2, y2 = left, top, width - right, height - bottom
+        for done in range(0, sides[side], FEW_LINES):
+            low, high = done, min(done + FEW_LINES, sides[side])
+            parts = (
+                (x1 - high, y1, x1 - low, y2, 1),
+                (x1, y1 - high, x2, y1 - low, 2),
+                (x2 + low, y1, x2 + high, y2, 3),
+                (x1, y2 + low, x2, y2 + high, 0),
+            )
+            alike = same(*parts[side])
+            alike[: max(0, blurred - done)] = True
+            if not alike.all():
+                return done + int(np.argmin(alike))
+        return sides[side]
+
+    if left + right >= width or top + bottom >= height:
+        return 0, 0, 0, 0
+    return count(0), count(1), count(2), count(3)
 
 
 def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, int, int]) -> NDArray[np.float32]:
@@ -185,9 +197,11 @@ def _tones(
             even = np.abs(there - cv2.blur(there, (EVEN_PX, EVEN_PX))) < EVEN
             before.append(there[even])
             after.append(crop[y : y + h, x : x + w][even])
-    tones, edited = np.concatenate(before), np.concatenate(after).astype(np.float32)
-    bins = np.clip(tones / TONE_BIN, 0, 255 // TONE_BIN).astype(np.intp)
-    seen = np.nonzero(np.bincount(bins, minlength=1) >= max(8, bins.size // 5000))[0]
+    tones, edited = np.concatenate(before), np.concatenate(after)
+    del before, after
+    bins = np.concatenate([np.clip(part / TONE_BIN, 0, 255 // TONE_BIN).astype(np.uint8) for part in np.array_split(tones, PIECES)])
+    counts = np.array([np.count_nonzero(bins == b) for b in range(255 // TONE_BIN + 1)])
+    seen = np.nonzero(counts >= max(8, bins.size // 5000))[0]
     if not len(seen):
         return np.array([0.0, 255.0]), np.array([0.0, 255.0])
     # Medians: what was painted over the crop is no edit of tone.
