@@ -22,7 +22,6 @@ from cropreg.model import CropRegressor
 from cropreg.refiner import refine_loss, untrimmed_loss
 from cropreg.settings import TrainSettings
 from cropreg.strips import REACH
-from cropreg.trimming import lying_share, trimmed
 
 Batch = Sequence[torch.Tensor]
 """Pictures (B, 3, S, S), boxes (B, 4) in shares, row numbers (B,); to train a refiner strips (B, 4, 3, along, across), their extents
@@ -363,7 +362,7 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
             if refiner.trimming is None:
                 loss = crop_loss(margins, boxes_norm, *how)
             else:
-                boxes, other, share = _trimmed(model, boxes, extents)
+                boxes, other, share = refiner.trimming.answers(boxes, extents, model.architecture.trims_to)
                 losses = [crop_loss(torch.cat([b[:, :2], 1 - b[:, 2:]], dim=1), boxes_norm, *how) for b in (boxes, other)]
                 loss = share * losses[0] + (1 - share) * losses[1]
         iou = box_iou(boxes, boxes_norm).diagonal()
@@ -372,21 +371,6 @@ def validate(model: CropRegressor, batches: Batches, settings: TrainSettings) ->
     _sum_over_processes(sums)
     loss_sum, iou_sum, bde_sum, rows = sums.tolist()
     return Validation(loss_sum / rows, iou_sum / rows, bde_sum / rows, int(rows))
-
-
-def _trimmed(model: CropRegressor, boxes: torch.Tensor, extents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The crops of untrimmed boxes (N, 4) about which strips of these extents (N, 4, EXTENTS) were cut: lying or standing, whichever is
-    likelier, the other one, and how likely the first is (N,).
-    """
-    assert model.architecture.trims_to is not None and model.refiner is not None and model.refiner.trimming is not None
-    trimming, sides = model.refiner.trimming, extents[:, :2, 2].exp().double().cpu().numpy()  # as far as a strip reaches
-    untrimmed = boxes.double().cpu().numpy()
-    share = lying_share(untrimmed, sides, trimming.turn.item())
-    left, top = trimming.shares.tolist()
-    lying = share > 0.5
-    crops = [trimmed(untrimmed, sides, model.architecture.trims_to, which, (left, top)) for which in (lying, ~lying)]
-    likelier, other = (torch.from_numpy(crop).to(boxes) for crop in crops)
-    return likelier, other, torch.from_numpy(np.maximum(share, 1 - share)).to(boxes)
 
 
 def _sum_over_processes(sums: torch.Tensor) -> None:

@@ -39,6 +39,21 @@ class Trimming(nn.Module):
         low, high = inside.unflatten(1, (2, 2)).unbind(1)  # (N, 2) both
         return (1 - self.shares) * low - self.shares * high
 
+    def answers(self, boxes: torch.Tensor, extents: torch.Tensor, aspect: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is left of untrimmed boxes (N, 4), shares of the picture: lying or standing, whichever is likelier, (N, 4), the other one,
+        (N, 4), and how likely the first is, (N,).
+
+        ``extents`` (N, 4, EXTENTS) are those of the strips cut about them, which tell the pictures' sides; ``aspect`` is long over short.
+        """
+        sides = extents[:, :2, 2].exp().double().cpu().numpy()  # as far as a strip reaches
+        untrimmed = boxes.double().cpu().numpy()
+        share = lying_share(untrimmed, sides, self.turn.item())
+        left, top = self.shares.tolist()
+        lying = share > 0.5
+        crops = [trimmed(untrimmed, sides, aspect, which, (left, top)) for which in (lying, ~lying)]
+        likelier, other = (torch.from_numpy(crop).to(boxes) for crop in crops)
+        return likelier, other, torch.from_numpy(np.maximum(share, 1 - share)).to(boxes)
+
     def turn_loss(self, wide: torch.Tensor, lying: torch.Tensor) -> torch.Tensor:
         """The loss of each picture (N,), of which only :attr:`turn` learns, for untrimmed boxes with logarithms ``wide`` of width over
         height (N,) and crops that are ``lying`` (N,).

@@ -14,14 +14,12 @@ from cropreg.boxes import denormalise
 from cropreg.checkpoint import Proportion
 from cropreg.dataset import CropDataset, around
 from cropreg.losses import crop_loss, untrimmed_crop_loss
-from cropreg.model import Architecture, CropRegressor
 from cropreg.pipelines import train
 from cropreg.proportions import as_trained, trimmed_to
 from cropreg.refiner import EdgeRefiner, untrimmed_loss
 from cropreg.schema import BoxDataset
 from cropreg.settings import TrainSettings
 from cropreg.strips import OUTWARD, REACH, extents_of, jittered, widened
-from cropreg.training import _trimmed
 from cropreg.trimming import Trimming, lying_share, trimmed
 
 ASPECTS = [1.0, 4 / 3, 16 / 9]
@@ -240,9 +238,8 @@ def test_run_that_was_begun_without_trimming_goes_on_without(
 
 
 def test_validation_knows_both_answers_to_a_square_and_how_likely_they_are() -> None:
-    model = CropRegressor(Architecture(image_side=64, refine=True, trims_to=4 / 3), (0.1, 0.1, 0.1, 0.1))
     extents = torch.from_numpy(extents_of(np.array([0.2, 0.2, 0.8, 0.8]), (600, 600)))[None]
-    answers = [_trimmed(model, torch.tensor([[0.2, 0.2, 0.8, 0.8 + more]]), extents) for more in (-1e-3, 1e-3, -0.2)]
+    answers = [Trimming().answers(torch.tensor([[0.2, 0.2, 0.8, 0.8 + more]]), extents, 4 / 3) for more in (-1e-3, 1e-3, -0.2)]
     (lying, other, share), (standing, instead, again), (_, _, sure) = answers
     assert torch.allclose(lying, instead, atol=2e-3) and torch.allclose(other, standing, atol=2e-3), "a toss of a coin"
     assert (lying[0, 2:] - lying[0, :2]).tolist() == pytest.approx([0.6, 0.45], abs=2e-3)
