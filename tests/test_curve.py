@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cropreg import curve
 from cropreg.dataset import read_labels
-from cropreg.errors import InputError
+from cropreg.errors import InputError, ModelError
 from cropreg.pipelines import train
 from cropreg.runs import summary_of
 from cropreg.schema import BoxDataset
@@ -123,6 +123,28 @@ def test_run_draws_its_curve_also_afterwards(made_boxes: Path, tmp_path: Path, m
     assert not (tmp_path / "run/partial").exists()
     assert (tmp_path / "run/checkpoints/best/model.safetensors").read_bytes() == before, "the run itself learned no more"
     assert "more_pairs" not in train.run(boxes, out=out, settings=plain.model_copy(update={"overwrite": True}))
+
+
+@pytest.mark.long
+def test_training_on_a_share_that_diverges_says_that_the_model_itself_is_trained(
+    made_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(
+        weights="none", image_side=64, max_epochs=1, batch_size=16, num_workers=0, use_gpu=False, refine=False, learning_curve=True
+    )
+    learn = train.learning.learn
+
+    def partly(*args: Any) -> None:
+        if args[5] < 1:
+            raise ModelError("training diverged in epoch 2, step 1: loss nan. To go on: --overwrite.")
+        learn(*args)
+
+    monkeypatch.setattr(curve, "check", lambda *_: None)
+    monkeypatch.setattr(train.learning, "learn", partly)
+    with pytest.raises(ModelError, match=r"loss nan\. That was the training on 0\.125 of the pairs .* --resume without that flag"):
+        train.run(str(made_boxes), out=str(tmp_path / "run"), settings=settings)
+    after = settings.model_copy(update={"learning_curve": False, "resume": True})
+    assert train.run(str(made_boxes), out=str(tmp_path / "run"), settings=after)["epochs"] == 1
 
 
 def test_drawing_of_a_curve_is_a_picture() -> None:
