@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cropreg.boxes import Box
 from cropreg.matching import place as places
 from cropreg.matching.follow import around
 from cropreg.matching.place import Affine, compose, shifted
@@ -29,7 +30,9 @@ DARK, BRIGHT, MOST_CLIPPED = 4, 251, 0.05  # clipped tones have lost what would 
 PAD_PX, AROUND_PX = 2, 20
 MOST_LOOKED_AT = 16  # windows
 BLURS_PX = (1.5, 3.0)  # for crops that were sharpened or softened
-KERNELS = (cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)  # any other lies between
+KERNELS = (cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)  # any other lies between, but for averages over the area of a pixel
+WHOLE_PX = 0.25  # original px by which the corners of a crop may miss whole ones that such averages begin at
+SHRUNK = 0.95  # scale below which an editor's kernel averages
 SOFTNESS = (0.25, 0.4, 0.6)  # crop px; Gaussians that stand for the kernels of shrinking
 
 
@@ -59,13 +62,14 @@ def unexplained(
     Returns:
         None if the crop is too small, or clipped everywhere.  Cost: 4 ms, and as much again for a crop that is not below ``enough``.
     """
-    size = _window_px(crop, corner_xy)
+    size, exact = _window_px(crop, corner_xy), _enlarged_from(place, crop.size_wh)
     found = []
     for left, top in _corners(crop.size_wh, size, corner_xy):
         window = crop.window(left, top, left + size, top + size)
         if _clipped(window.pixels):
             continue
-        known = _known(original, window, compose(place, shifted(left, top)), colours)
+        moved = shifted(left, top)
+        known = _known(original, window, compose(place, moved), None if exact is None else compose(exact, moved), colours)
         value = None if known is None else excess(known, window.pixels, steps, enough)  # type: ignore[arg-type]
         if value is not None:
             found.append(value)
@@ -110,11 +114,26 @@ def _corners(size_wh: tuple[int, int], size: int, corner_xy: tuple[int, int]) ->
     return list(corners)
 
 
-def _known(original: Plane, window: Plane, place: Affine, colours: Sequence[Plane]) -> NDArray[np.float32] | None:
+def _enlarged_from(place: Affine, crop_wh: tuple[int, int]) -> Affine | None:
+    """The place of an enlarged crop, its corners moved to the whole pixels that it was enlarged from; None if they lie elsewhere.
+
+    Averages over areas jump where a pixel ends, so the place must be as exact as the editor's.
+    """
+    if places.scale(place) <= 1 / SHRUNK:
+        return None
+    exact = places.from_box(Box(*map(round, places.to_box(place, crop_wh))), crop_wh)
+    return exact if places.distance_px(exact, place, crop_wh) < WHOLE_PX else None
+
+
+def _known(
+    original: Plane, window: Plane, place: Affine, exact: Affine | None, colours: Sequence[Plane]
+) -> NDArray[np.float32] | None:
     """What the original tells of a window of the crop (k, size * size), each of mean 0 and variance 1; None if that is clipped."""
     size = window.size_wh[0]
     inside = slice(PAD_PX, PAD_PX + size)
     sampled = _sampled(original, window, place)
+    if exact is not None:
+        sampled.insert(0, _by_area(original, window, exact))
     tone = sampled[-1][inside, inside]
     if _clipped(tone):
         return None
@@ -134,12 +153,9 @@ def _known(original: Plane, window: Plane, place: Affine, colours: Sequence[Plan
 
 def _sampled(plane: Plane, window: Plane, place: Affine) -> list[NDArray[np.float32]]:
     """A plane on the grid of a window of the crop and ``PAD_PX`` round it, by each kernel that an editor may have used."""
-    wider, scale = compose(place, shifted(-PAD_PX, -PAD_PX)), places.scale(place)
-    padded = (window.size_wh[0] + 2 * PAD_PX, window.size_wh[1] + 2 * PAD_PX)
-    part = around(plane, wider, padded, AROUND_PX)
-    matrix = between(part, Plane(window.pixels), wider)
-    pixels = part.pixels.astype(np.float32)
-    if scale < 0.95:
+    part, matrix, padded = _grid(plane, window, place)
+    pixels, scale = part.pixels.astype(np.float32), places.scale(place)
+    if scale < SHRUNK:
         sources = [(cv2.GaussianBlur(pixels, (0, 0), soft / scale / plane.step), cv2.INTER_CUBIC) for soft in SOFTNESS]
     else:
         whole = np.abs(matrix - np.round(matrix)).max() < 1e-6
@@ -148,6 +164,27 @@ def _sampled(plane: Plane, window: Plane, place: Affine) -> list[NDArray[np.floa
         np.asarray(cv2.warpAffine(source, matrix, padded, flags=kernel | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE))
         for source, kernel in sources
     ]
+
+
+def _by_area(plane: Plane, window: Plane, place: Affine) -> NDArray[np.float32]:
+    """As :func:`_sampled`, enlarged as OpenCV's ``INTER_AREA`` does: each pixel is the average over its own area."""
+    part, matrix, padded = _grid(plane, window, place)
+    weights = []
+    for n, count, step, first in zip(part.size_wh, padded, matrix.diagonal(), matrix[:, 2], strict=True):
+        sides = np.arange(n + 1, dtype=np.float64)
+        sides[[0, -1]] = -np.inf, np.inf
+        low = (first + step * np.arange(count) + 0.5 - step / 2)[:, None]
+        covered = np.minimum(low + step, sides[1:]) - np.maximum(low, sides[:-1])
+        weights.append((np.maximum(covered, 0) / step).astype(np.float32))
+    return np.asarray(weights[1] @ part.pixels.astype(np.float32) @ weights[0].T, np.float32)
+
+
+def _grid(plane: Plane, window: Plane, place: Affine) -> tuple[Plane, Affine, tuple[int, int]]:
+    """A part of a plane about a window of the crop, the map to it from the window's grid and ``PAD_PX`` round it, and its size."""
+    wider = compose(place, shifted(-PAD_PX, -PAD_PX))
+    padded = (window.size_wh[0] + 2 * PAD_PX, window.size_wh[1] + 2 * PAD_PX)
+    part = around(plane, wider, padded, AROUND_PX)
+    return part, between(part, Plane(window.pixels), wider), padded
 
 
 def _clipped(tones: NDArray[np.uint8] | NDArray[np.float32]) -> bool:

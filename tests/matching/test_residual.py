@@ -137,6 +137,24 @@ def test_an_enlarged_crop_of_another_scan_is_no_match(first, second, scale):
     assert find(encode(first, "PNG"), crop).verdict == "no_match"
 
 
+def by_area(pixels: Pixels, size_wh: tuple[int, int]) -> Pixels:
+    return np.asarray(cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA))
+
+
+def by_hamming(pixels: Pixels, size_wh: tuple[int, int]) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize(size_wh, Image.Resampling.HAMMING))
+
+
+@pytest.mark.parametrize("enlarge", [by_area, by_hamming])
+@pytest.mark.parametrize("scale", [1.37, 1.66])  # at 1.3 OpenCV takes some pixels from beside their area
+def test_a_crop_enlarged_by_averages_over_areas_is_explained_and_another_scan_is_not(first, second, enlarge, scale):
+    """Such a kernel lies not between the linear one and Lanczos': most of what it makes are copies of one pixel."""
+    part = decoded(crop_file(straightened(second, 0.0), "PNG"))
+    crop = crop_file(enlarge(part, (round(part.shape[1] * scale), round(part.shape[0] * scale))), quality=92)
+    assert find(encode(second, "PNG"), crop).verdict == "found"
+    assert find(encode(first, "PNG"), crop).verdict == "no_match"
+
+
 def test_a_crop_to_which_a_little_noise_was_added_is_doubtful(first):
     part = straightened(first, 1.3)
     match = find(encode(first, "PNG"), crop_file(part + np.random.default_rng(5).normal(0, 1.6, (H, W, 1)), quality=75))
