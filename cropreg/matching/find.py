@@ -43,6 +43,7 @@ FINER_PX = 750_000  # pixels at which originals are correlated whole, for a temp
 TURNED = {1: "by 90 degrees clockwise", 2: "upside down", 3: "by 90 degrees anticlockwise"}
 """By how many quarters anticlockwise a crop is turned back, and how it lies before."""
 BORDERED = "The crop's border shows something else than the original: a frame, a caption, or edited."
+UNSEEN = "The crop's border is as even as its original there: at which sides it is a frame cannot be told."
 MOST_TRIMMED = 4  # borders taken from round a crop: three frames, and a caption inside
 BORDER_SHARE = 0.9  # of a crop's width, which planes show that show its border
 LEAST_INNER_PX = 24  # sides of what is left of a crop without what was laid round it
@@ -159,7 +160,7 @@ def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Sett
     sides = foreign_sides(pair.original, pair.crop, settled.place, evidence)
     if not any(sides):
         return match
-    unsure = replace(match, verdict="doubtful", reason=BORDERED, probability=round((match.probability or 0.0) / 2, 4))
+    unsure = replace(match, verdict="doubtful", reason=BORDERED, probability=_halved(match.probability))
     trimmed = [math.ceil((n + 1) * step) if n else 0 for n, step in zip(sides, 2 * pair.crop.step_xy, strict=True)]
     left, top, right, bottom = trimmed
     least = min(crop.size_wh[0] - left - right, crop.size_wh[1] - top - bottom)
@@ -176,6 +177,10 @@ def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Sett
     if own == trimmed:
         return match
     return replace(unsure, box=_widened(place, inner.size_wh, own), scale=found.scale, angle_deg=found.angle_deg)
+
+
+def _halved(probability: float | None) -> float:
+    return round((probability or 0.0) / 2, 4)
 
 
 def _place_of(match: Match, crop: Picture) -> Affine | None:
@@ -207,9 +212,10 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
     if place is None:
         return match
     left, top, _, _ = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
-    own = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))
+    own, sure = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))
     more = [n + m for n, m in zip(own, inner.trimmed, strict=True)]
-    return replace(match, box=_widened(place, inner.picture.size_wh, more))
+    match = replace(match, box=_widened(place, inner.picture.size_wh, more))
+    return match if sure else replace(match, verdict="doubtful", reason=UNSEEN, probability=_halved(match.probability))
 
 
 def _not_found(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching.picture import Picture
-from cropreg.matching.place import Affine, apply, compose, shifted
+from cropreg.matching.place import Affine, apply, compose, growth, shifted
 from cropreg.matching.plane import Plane, between, deviation
 
 EVEN = 2.5  # grey levels; a row of a frame deviates less, even after JPEG
@@ -25,6 +25,8 @@ UNEVEN_PX = 6
 ALIKE_PX = 2  # frames of two sides that differ by no more are meant to be the same
 TONE = 3.0  # grey levels by which a line's mean may differ from the original's, if both show the same margin
 GRAIN = 6.0  # the same for the mean absolute difference of its pixels: noise and JPEG; a line of text makes 10 and more
+PEAK, FAR_PEAK = 30.0, 10.0  # the same for any of them, at full size and from afar: a star that the crop lacks
+SHRUNK, SOFT = 1.2, 0.4  # times from which a crop's pixels are means of several; the Gaussian that stands for them, in its pixels
 FADE_STEP = 25.0  # grey levels from one even border to the next inside it: frames round each other are told apart by more
 TONE_BIN = 8  # grey levels that are edited alike
 PIECES = 16  # of the pixels they are learned from: some arithmetic at a time
@@ -105,27 +107,39 @@ def is_margin(original: Plane, crop: Plane, place: Affine) -> bool:
         return True
     matrix = between(original, crop, place)
     blurred = math.ceil(original.step / crop.step) + 1  # innermost lines, into which the picture reaches
-    shared = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred)
+    shared = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred, PEAK if original.step == 1 else FAR_PEAK)
     return shared == sides and all(n == 0 or n > blurred for n in sides)
 
 
-def margins_of(inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], place: Affine) -> tuple[int, ...]:
-    """How many of the even lines at each side are the picture's own: left, top, right, bottom; ``place`` is that of the whole crop.
+def margins_of(
+    inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], place: Affine
+) -> tuple[tuple[int, int, int, int], bool]:
+    """How many of the even lines at each side are the picture's own: left, top, right, bottom; and whether that is sure.
 
-    Where two sides show the same frame, it lies round all four, for white on white would not show it.
+    White on white shows no frame, so what a frame is at the other sides tells of it.  ``place`` is that of the whole crop.
     """
     shared = shared_lines(original, crop, between(Plane(original), Plane(crop), place), inner.sides)
     frames = [n - own for n, own in zip(inner.sides, shared, strict=True)]
-    wide = sorted(n for n in frames if n > 0)
-    same = next((a for a, b in itertools.pairwise(wide) if b - a <= ALIKE_PX), None)
-    if same is not None:
-        frames = [max(frame, same) if n >= same else frame for n, frame in zip(inner.sides, frames, strict=True)]
-    return tuple(n - frame for n, frame in zip(inner.sides, frames, strict=True))
+    wide = sorted((n for n in frames if n > 0), reverse=True)
+    width = next((a for a, b in itertools.pairwise(wide) if a - b <= ALIKE_PX), wide[0] if wide else 0)
+    seen = [frame >= width - ALIKE_PX for frame in frames]
+    hidden = [n >= width and not shows for n, shows in zip(inner.sides, seen, strict=True)]
+    sure = True
+    if any(hidden):
+        all_round = all(s or h for s, h in zip(seen, hidden, strict=True))
+        cornered = (seen[0] or seen[2]) and (seen[1] or seen[3])
+        bars = all(seen[i] and seen[i + 2] for i in range(2) if seen[i] or seen[i + 2])
+        sure = cornered if all_round else bars
+        if all_round or not bars:
+            frames = [max(frame, width) if h else frame for frame, h in zip(frames, hidden, strict=True)]
+    left, top, right, bottom = (n - frame for n, frame in zip(inner.sides, frames, strict=True))
+    return (left, top, right, bottom), sure
 
 
 def shared_lines(
-    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, sides: tuple[int, int, int, int], blurred: int = 0
-) -> tuple[int, int, int, int]:
+    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, sides: tuple[int, int, int, int],
+    blurred: int = 0, peak: float = PEAK,
+) -> tuple[int, int, int, int]:  # fmt: skip
     """How many even lines at each side of ``crop``, from the inside outwards, ``original`` shows as well: no frame, but a margin.
 
     Args:
@@ -133,6 +147,7 @@ def shared_lines(
         matrix: from the crop's pixel centres to the original's.
         sides: even lines at the left, top, right and bottom.
         blurred: innermost lines that need not be the same.
+        peak: grey levels by which no pixel of a line may differ.
     """
     height, width = crop.shape
     left, top, right, bottom = sides
@@ -144,7 +159,8 @@ def shared_lines(
         inside = np.interp(there, tones, edited)  # beyond the tones that were learned they are shifted
         there = inside + np.minimum(there - tones[0], 0) + np.maximum(there - tones[-1], 0)
         lines = there - np.rot90(crop[y1:y2, x1:x2], turn)
-        return np.asarray((np.abs(lines.mean(1)) < TONE) & (np.abs(lines).mean(1) < GRAIN))
+        apart = np.abs(lines)
+        return np.asarray((np.abs(lines.mean(1)) < TONE) & (apart.mean(1) < GRAIN) & (apart.max(1) < peak))
 
     def count(side: int) -> int:
         x1, y1, x2, y2 = left, top, width - right, height - bottom
@@ -168,7 +184,10 @@ def shared_lines(
 
 
 def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """What the original shows on a part (x1, y1, x2, y2) of the crop's grid: float32, ``OUTSIDE`` beyond its edge."""
+    """What the original shows on a part (x1, y1, x2, y2) of the crop's grid: float32, ``OUTSIDE`` beyond its edge.
+
+    Averaged as a shrunk crop is, or a star between two of its pixels would not be seen.
+    """
     x1, y1, x2, y2 = part
     here = compose(matrix, shifted(x1, y1))
     corners = apply(here, np.array([[0, 0], [x2 - x1, 0], [0, y2 - y1], [x2 - x1, y2 - y1]], np.float64))
@@ -177,6 +196,9 @@ def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, 
     high = np.clip(np.ceil(corners.max(0)) + 2, low + 1, size).astype(int)
     region = original[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     here[:, 2] -= low
+    shrunk = growth(matrix)
+    if shrunk > SHRUNK:
+        region = cv2.GaussianBlur(region, (0, 0), SOFT * shrunk)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpAffine(region, here, (x2 - x1, y2 - y1), flags=flags, borderValue=OUTSIDE), np.float32)
 

@@ -60,6 +60,20 @@ def evening(seed: int, ground: float = 0.05, noise: float = 1.0, width: int = 16
     return np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
+def starry(seed: int, width: int = 1600, height: int = 1000) -> Pixels:
+    """A picture (H, W, 3) of stars on a black sky, and a faint cloud in its middle."""
+    rng = np.random.default_rng([seed, 45])
+    sky = np.zeros((height, width), np.float32)
+    for _ in range(260):
+        center = int(rng.integers(width)), int(rng.integers(height))
+        cv2.circle(sky, center, int(rng.integers(1, 4)), float(rng.uniform(60, 250)), -1, cv2.LINE_AA)
+    y, x = np.mgrid[:height, :width]
+    middle = np.exp(-(((x / width - 0.5) / 0.22) ** 2) - ((y / height - 0.5) / 0.22) ** 2)
+    cloud = cv2.resize(rng.normal(0, 1, (12, 18)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.GaussianBlur(sky, (0, 0), 1.0) + 20 * np.maximum(cloud, 0) * middle + rng.normal(1, 1, sky.shape)
+    return np.repeat(np.clip(picture, 0, 255).astype(np.uint8)[..., None], 3, 2)
+
+
 def vignetted(pixels: Pixels) -> Pixels:
     """The same with darker corners and brighter shadows, as editors make them."""
     h, w = pixels.shape[:2]
