@@ -307,6 +307,13 @@ class MatcherSettings(Settings):
         1.5, gt=0, description="the same where the others confirm a whole pixel: edits of tone move windows of smooth parts by 1.3"
     )
     moved_ratio: float = Field(1.6, gt=1, description="unexplained share at the common place over that at a window's own place")
+    stretched_share: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="upper quartile of how far windows lie from a common stretch and turn, over that from a common shift, below which a"
+        " crop taken for one as it was cut was resized by a pixel or two, and nothing in it has moved",
+    )
     burst_share: float = Field(0.25, description="share of moved windows that makes a neighbouring frame; fewer are doubtful")
     burst_windows: int = Field(2, ge=1, description="moved windows that make a neighbouring frame")
     suspect_px: float = Field(0.9, gt=0, description="original px; a tile that wants to move less than this is left alone")

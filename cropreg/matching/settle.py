@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.fine import (
+    Rectangle,
     Window,
     apart,
     choose_windows,
@@ -88,14 +89,18 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
     texture = _reduced_to(crop.search_plane, s.map_step_px)
-    rectangles = choose_windows(texture, crop.size_wh, size, per_side, found.evidence.unlike)
-    rectangles = apart(rectangles + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
+
+    def chosen(per_side: int) -> list[Rectangle]:
+        evenly = choose_windows(texture, crop.size_wh, size, per_side, found.evidence.unlike)
+        return apart(evenly + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
+
     look = partial(
-        register_windows, full_o, full_c, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+        register_windows, full_o, full_c, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
     )  # fmt: skip
     start = place = common = places.shifted(*np.round(found.place[:, 2])) if kept else found.place
-    windows, error_px, confirmed = look(start), _error_px(found, kept), False
+    rectangles = chosen(per_side)
+    windows, error_px, confirmed = look(start, rectangles=rectangles), _error_px(found, kept), False
     if kept and windows:
         shift, error_px = common_shift(windows)
         asked = start[:, 2] + shift
@@ -112,6 +117,15 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         scattered_px = float(np.quantile(apart_px, 0.75, method="inverted_cdf"))
         disagreeing_px = spread_px(windows) if noisy else 0.0
         error_px = scattered_px if scattered_px > s.scattered_px else max(error_px, disagreeing_px)
+        if noisy or moved_windows(windows, start, common, s.moved_px, s.moved_ratio):
+            if per_side < s.windows_per_side:
+                rectangles = chosen(s.windows_per_side)
+                windows = look(start, rectangles=rectangles)
+            free = _moved_as_one(windows, start, common, s)
+            if free is not None:
+                kept, confirmed, noisy, same_size = False, False, True, True
+                place = common = free
+                error_px = _windows_error_px(windows, start, free, RESIZED_PX)
     elif not kept and len(windows) >= 3:
         # One that was only turned, or scanned anew, has one scale; an export rounds each side.
         rounding_px = 0.0 if _is_near(place, s.kept_scale, 180.0) else 0.5 / places.scale(place)
@@ -119,7 +133,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
             if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
                 start = common
-                windows = look(start)
+                windows = look(start, rectangles=rectangles)
                 common = common_place(windows, start, rounding_px, s.telling_rest) if len(windows) >= 3 else start
             place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
             odd = False
@@ -140,6 +154,15 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     if steps is not None and (noisy or moved) and not is_burst(moved, windows, s):
         left_over = _unexplained(original, crop, place, steps, s)
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
+
+
+def _moved_as_one(windows: list[Window], start: Affine, place: Affine, s: MatcherSettings) -> Affine | None:
+    """Where a stretch and a turn put most of the windows that a mere shift to ``place`` leaves apart; None if they do not."""
+    if len(windows) < s.least_edge_windows:
+        return None
+    free = common_place(windows, start, 0.5, s.telling_rest)
+    left_px, apart_px = (quantile(distances_px(windows, start, p), 0.75) for p in (free, place))
+    return free if left_px < s.stretched_share * apart_px else None
 
 
 def _stretched_px(place: Affine, crop_wh: tuple[int, int]) -> float:

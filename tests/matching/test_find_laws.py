@@ -114,6 +114,18 @@ def test_edits_of_tone_leave_the_box_alone(original, pixels):
         assert find(original, data).box == BOX, name
 
 
+@pytest.mark.parametrize("blur_px", [0.0, 4.0])
+@pytest.mark.parametrize("more_px", [-3, -2, -1, 1, 2, 3])
+def test_a_crop_exported_a_pixel_larger_or_smaller_is_neither_taken_for_a_mere_cut_nor_for_another_frame(blur_px, more_px):
+    picture = cv2.GaussianBlur(scene(2), (0, 0), blur_px) if blur_px else scene(2)
+    original = encode(np.asarray(picture, np.uint8))
+    crop = decoded(original)[Y1:Y2, X1:X2]
+    size = X2 - X1 + more_px, round((Y2 - Y1) * (1 + more_px / (X2 - X1)))
+    match = find(original, encode(np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.LANCZOS))))
+    assert edges_off(match, BOX) < 0.3
+    assert match.scale == pytest.approx(1 + more_px / (X2 - X1), abs=0.0005)
+
+
 @pytest.mark.parametrize("scales", [(0.95, 0.93), (0.52, 0.5), (1.006, 0.994)])
 def test_a_crop_that_was_stretched_is_found_by_its_own_two_scales(original, pixels, scales):
     x1, y1, x2, y2 = box = (300, 100, 1400, 900)
