@@ -19,12 +19,12 @@ from cropreg.matching.plane import Plane
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.search import Maps, maps_at_same_scale
 
-SEARCH_LONG_SIDE_PX = 200  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
+SEARCH_LONG_SIDE_PX = 150  # below this a picture reduced by libjpeg is too small to search; see Picture.search_plane
 PROXY_LONG_SIDE_PX = 300  # a reduced picture smaller than this would starve a model that looks at 224 px of a part of it
 REDUCIBLE = ("JPEG",)  # the formats whose decoder can leave out detail
 KEPT_PLANES = 16  # the pyramids of one pair need about ten
-FULL_MAX_PX = 1_000_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
-LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 120, 400_000  # the same two for a large crop, see Picture.is_large
+FULL_MAX_PX = 600_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
+LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 80, 250_000  # the same two for a large crop, see Picture.is_large
 SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
 ROUNDED = 2  # grey levels by which the channels of a black and white picture may differ
 TRANSPOSED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations: what becomes of the stored picture
