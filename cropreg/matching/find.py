@@ -22,7 +22,7 @@ from cropreg.matching import place as places
 from cropreg.matching.border import foreign_sides, own_lines
 from cropreg.matching.features import by_features
 from cropreg.matching.follow import Found, around, better, by_tone, compare, convinces, follow, passes, plausible
-from cropreg.matching.frame import fades_away, inside_frame, is_margin, margins_of, without
+from cropreg.matching.frame import Inner, beside_bars, fades_away, inside_frame, is_margin, margins_of, without
 from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
 from cropreg.matching.match import Match
@@ -89,6 +89,13 @@ def find_in(original: Picture, crop: Picture, settings: MatcherSettings = DEFAUL
 
 def _judge(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match:
     """The verdict on two readable pictures; ``blank`` carries their sizes."""
+    match = _as_it_is(blank, original, crop, s)
+    refused = match.verdict in ("doubtful", "no_match") and match.reason != UNSEEN
+    return (refused and _beside_bars(blank, original, crop, s)) or match
+
+
+def _as_it_is(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match:
+    """The verdict on a crop of which nothing is left out but an even border."""
     (ow, oh), (cw, ch) = original.size_wh, crop.size_wh
     lowest = _lowest_scale(original, crop, s)
     if lowest > s.highest_scale:
@@ -203,8 +210,18 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
     if crop.num_trimmed >= MOST_TRIMMED or _texture(crop, s) < s.flat_texture:
         return None
     inner = inside_frame(crop)
-    if inner is None or fades_away(crop, inner):
-        return None
+    return None if inner is None or fades_away(crop, inner) else _match_inside(blank, original, crop, inner, s)
+
+
+def _beside_bars(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
+    """The match of the picture beside bars of paper, doubtful for them; None without any, or if that is nowhere."""
+    inner = beside_bars(crop) if crop.num_trimmed < MOST_TRIMMED else None
+    match = None if inner is None else _match_inside(blank, original, crop, inner, s)
+    return match and replace(match, verdict="doubtful", reason=BORDERED, probability=_halved(match.probability))
+
+
+def _match_inside(blank: Match, original: Picture, crop: Picture, inner: Inner, s: MatcherSettings) -> Match | None:
+    """The match of an inner picture, with what of its border is the original's; None if it is nowhere."""
     match = _judge(blank, original, inner.picture, s)
     if match.verdict not in ("found", "doubtful"):
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -31,6 +32,7 @@ FADE_STEP = 25.0  # grey levels from one even border to the next inside it: fram
 TONE_BIN = 8  # grey levels that are edited alike
 PIECES = 16  # of the pixels they are learned from: some arithmetic at a time
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
+PAPER, MOSTLY, HARDLY = 8.0, 0.5, 0.35  # grey levels; the share of a line that is paper, beside letters, and beyond the bar's edge
 LINES = 64  # looked at together
 FEW_LINES = 16  # compared with the original together: those of a wide frame round 24 MP would take 15 MB
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
@@ -63,14 +65,28 @@ def inside_frame(crop: Picture) -> Inner | None:
         sides = [min(sides)] * 4  # the same all round: what is more on one side belongs to the picture
     if sum(n > 0 for n in sides) < 2 or width - sides[0] - sides[2] < 24 or height - sides[1] - sides[3] < 24:
         return None
-    # JPEG and resizing blur the edge of the frame into the picture: leave out a little of that, too
-    extra = [EDGE_PX if n else 0 for n in sides]
-    left, top, right, bottom = (n + e for n, e in zip(sides, extra, strict=True))
-    return Inner(
-        without(crop, (left, top, right, bottom)),
-        (sides[0], sides[1], sides[2], sides[3]),
-        (extra[0], extra[1], extra[2], extra[3]),
-    )
+    return _inside(crop, sides)
+
+
+def beside_bars(crop: Picture) -> Inner | None:
+    """The picture beside bars of paper, each at a side of its own and perhaps with a caption; None without any.
+
+    Cost: the full decode of the crop, if its search plane shows one.
+    """
+    if not any(paper_sides(crop.search_plane.pixels)):
+        return None
+    sides = paper_sides(crop.full())
+    width, height = crop.size_wh
+    if not any(sides) or width - sides[0] - sides[2] < 24 or height - sides[1] - sides[3] < 24:
+        return None
+    return _inside(crop, sides)
+
+
+def _inside(crop: Picture, sides: Sequence[int]) -> Inner:
+    """The picture inside so many lines at each side, and inside what JPEG and resizing have blurred of their edge."""
+    (left, top, right, bottom), (x1, y1, x2, y2) = sides, (EDGE_PX if n else 0 for n in sides)
+    picture = without(crop, (left + x1, top + y1, right + x2, bottom + y2))
+    return Inner(picture, (left, top, right, bottom), (x1, y1, x2, y2))
 
 
 def fades_away(crop: Picture, inner: Inner) -> bool:
@@ -235,6 +251,27 @@ def _spread(start: int, end: int, side: int) -> list[int]:
     """Where windows of ``side`` begin that cover ``start`` to ``end`` as well as a few can."""
     count = min(WINDOWS_PER_SIDE, math.ceil((end - start) / side))
     return np.linspace(start, end - side, count).astype(int).tolist()
+
+
+def paper_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
+    """How many lines at the left, top, right and bottom are mostly of one tone, up to a clear edge; the outermost is even."""
+
+    def count(lines: NDArray[np.generic]) -> int:  # lines (n, length), outermost first
+        if deviation(np.ascontiguousarray(lines[0])) >= EVEN:
+            return 0
+        tone, most = float(np.median(lines[0])), int(len(lines) * MOST)
+        shares = np.empty(0)
+        for first in range(0, most, LINES):
+            some = np.abs(lines[first : first + LINES].astype(np.float32) - tone) < PAPER
+            shares = np.concatenate([shares, some.mean(1)])
+            ends = np.nonzero(shares < MOSTLY)[0]
+            if len(ends) and ends[0] + EDGE_PX + LEAST_PX < len(shares):
+                end = int(ends[0])
+                beyond = shares[end + EDGE_PX : end + EDGE_PX + LEAST_PX]
+                return end if end >= LEAST_PX and beyond.max() < HARDLY else 0
+        return 0
+
+    return count(pixels.T), count(pixels), count(pixels.T[::-1]), count(pixels[::-1])
 
 
 def even_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:

@@ -153,3 +153,26 @@ def test_a_margin_of_the_original_s_own_is_no_bar_however_its_tones_were_edited(
     edited = (255 * (page[200:1000, 400:1400] / 255) ** 2.2).astype(np.uint8)
     match = find(encode(page), encode(edited))
     assert (match.verdict, match.box) == ("found", Box(400.0, 200.0, 1400.0, 1000.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize("edge", [0, 30])  # of the same paper round it
+@pytest.mark.parametrize("caption", ["", "Summer 1974, at the sea"])
+@pytest.mark.parametrize("box", [Box(0.0, 0.0, 1813.0, 1211.0), Box(403.0, 500.0, 1406.0, 1211.0), BOX])
+def test_a_bar_of_paper_with_or_without_a_caption_is_left_out_to_the_pixel(
+    original: bytes, pixels: Pixels, box: Box, caption: str, edge: int, scale: float
+) -> None:
+    """Beyond it lies nothing of the original, which the crop as it is would reach over."""
+    x1, y1, x2, y2 = map(int, box)
+    h, w = y2 - y1, x2 - x1
+    card = cv2.copyMakeBorder(pixels[y1:y2, x1:x2], edge, h // 11 + edge, edge, edge, cv2.BORDER_CONSTANT, value=WHITE)
+    cv2.putText(card, caption, (w // 6, card.shape[0] - h // 30), cv2.FONT_HERSHEY_SIMPLEX, w / 900, (30, 30, 30), 2, cv2.LINE_AA)
+    match = find(original, encode(np.asarray(cv2.resize(card, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)))
+    assert match.box is not None and match.verdict == ("found" if edge and not caption else "doubtful")
+    assert max(abs(a - b) for a, b in zip(match.box, box, strict=True)) <= (0 if scale == 1 else 2.5)
+
+
+def test_the_sky_of_another_picture_is_no_bar_of_paper() -> None:
+    other = scene(4).copy()
+    other[:200] = 200
+    assert find(encode(scene(1)), encode(other[:900, :1300])).verdict == "no_match"
