@@ -39,7 +39,8 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     strange = None if settled.same_grain else _by_tiles(settled, s)
     told = 1.0  # how well its slopes tell the place
     verdict, reason = _verdict(settled, tied, strange, s)
-    asked = verdict == "found" and settled.error_px > s.slope_px and not settled.confirmed
+    few = settled.windows is not None and len(settled.windows) < s.least_edge_windows
+    asked = verdict == "found" and (few or settled.error_px > s.slope_px) and not (settled.confirmed or settled.same_grain)
     least_slope = s.least_slope_small if max(crop_wh) < s.slope_small_px else s.least_slope
     if asked and (slope := shared_slope(found.pair, found.place)) < least_slope:
         verdict, told = "doubtful", max(0.0, slope)

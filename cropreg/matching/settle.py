@@ -66,7 +66,8 @@ class Settled:
     def may_be_mirage(self, s: MatcherSettings) -> bool:
         """Whether the tiles do not convince, or most full-size windows see something else there; and not the same thing moved."""
         agreeing = sum(window.rest < s.window_rest for window in self.windows or [])
-        return self.moved <= 1 and (2 * agreeing < self.tried or not convinces(self.found, s))
+        strange = (self.unexplained or 0.0) >= s.another_picture  # as another row of a pattern is
+        return self.moved <= 1 and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
 
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:

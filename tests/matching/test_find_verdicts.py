@@ -10,7 +10,7 @@ import pytest
 
 from cropreg import boxes
 from cropreg.boxes import Box
-from cropreg.matching import features
+from cropreg.matching import features, judge
 from cropreg.matching import find as finding
 from cropreg.matching import place as places
 from cropreg.matching.find import find, find_in
@@ -367,3 +367,14 @@ def test_no_wrong_box_is_accepted_over_many_pictures_scales_and_qualities(seed):
             assert max(abs(a - b) for a, b in zip(match.box, (x, y, x + w, y + h), strict=True)) <= max(
                 0, (scale != 1) * 0.7 / scale
             )
+
+
+def test_where_few_windows_stand_for_a_place_their_slopes_must_tell_it_in_both_directions(original, pixels, monkeypatch):
+    """However small the predicted error is: along parallel lines they fit anywhere."""
+    soft = np.asarray(cv2.GaussianBlur(pixels, (0, 0), 3), np.uint8)
+    few, many = encode(soft[500:675, 800:1062]), encode(soft[200:1000, 400:1400])
+    assert [find(original, crop).verdict for crop in (few, many)] == ["found", "found"]
+    monkeypatch.setattr(judge, "shared_slope", lambda pair, place: 0.2)
+    match = find(original, few)
+    assert match.verdict == "doubtful" and match.reason is not None and "along one direction" in match.reason
+    assert find(original, many).verdict == "found"
