@@ -194,7 +194,7 @@ def _place_of(match: Match, crop: Picture) -> Affine | None:
     """The place of a crop that was found; None if it was not, or nothing but a picture inside its frame."""
     if match.verdict != "found" or match.box is None or match.scale is None or match.angle_deg is None:
         return None
-    whole = all(abs(n * match.scale - c) < 1.0 for n, c in zip(match.box.size_wh, crop.size_wh, strict=True))
+    whole = abs(math.sqrt(math.prod(match.box.size_wh)) * match.scale - math.sqrt(math.prod(crop.size_wh))) < 1.0
     return places.from_box(match.box, crop.size_wh, match.angle_deg) if whole else None
 
 
@@ -214,10 +214,12 @@ def _inside_frame(blank: Match, original: Picture, crop: Picture, s: MatcherSett
 
 
 def _beside_bars(blank: Match, original: Picture, crop: Picture, s: MatcherSettings) -> Match | None:
-    """The match of the picture beside bars of paper, doubtful for them; None without any, or if that is nowhere."""
+    """The match of the picture beside bars of paper, doubtful for them; None without any, or if that is not found."""
     inner = beside_bars(crop) if crop.num_trimmed < MOST_TRIMMED else None
     match = None if inner is None else _match_inside(blank, original, crop, inner, s)
-    return match and replace(match, verdict="doubtful", reason=BORDERED, probability=_halved(match.probability))
+    if match is None or match.verdict != "found":
+        return None
+    return replace(match, verdict="doubtful", reason=BORDERED, probability=_halved(match.probability))
 
 
 def _match_inside(blank: Match, original: Picture, crop: Picture, inner: Inner, s: MatcherSettings) -> Match | None:

@@ -39,6 +39,9 @@ WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
 
 
+Sides = tuple[int, int, int, int]  # left, top, right, bottom
+
+
 @dataclass(frozen=True)
 class Inner:
     """The picture inside an even border.
@@ -47,8 +50,8 @@ class Inner:
     """
 
     picture: Picture
-    sides: tuple[int, int, int, int]
-    trimmed: tuple[int, int, int, int]
+    sides: Sides
+    trimmed: Sides
 
 
 def inside_frame(crop: Picture) -> Inner | None:
@@ -69,7 +72,7 @@ def inside_frame(crop: Picture) -> Inner | None:
 
 
 def beside_bars(crop: Picture) -> Inner | None:
-    """The picture beside bars of paper, each at a side of its own and perhaps with a caption; None without any.
+    """The picture beside bars of paper, each at a side of its own and perhaps with a caption; None if there is but an even border.
 
     Cost: the full decode of the crop, if its search plane shows one.
     """
@@ -79,7 +82,8 @@ def beside_bars(crop: Picture) -> Inner | None:
     width, height = crop.size_wh
     if not any(sides) or width - sides[0] - sides[2] < 24 or height - sides[1] - sides[3] < 24:
         return None
-    return _inside(crop, sides)
+    more = max(abs(n - even) for n, even in zip(sides, even_sides(crop.full()), strict=True))
+    return _inside(crop, sides) if more > UNEVEN_PX else None
 
 
 def _inside(crop: Picture, sides: Sequence[int]) -> Inner:
@@ -98,14 +102,14 @@ def fades_away(crop: Picture, inner: Inner) -> bool:
     return max(abs(outer - middle), abs(middle - inmost)) < FADE_STEP
 
 
-def _border_tone(picture: Picture, sides: tuple[int, int, int, int]) -> float:
+def _border_tone(picture: Picture, sides: Sides) -> float:
     """The mean of the outermost lines of those ``sides`` that are not nought, in grey levels."""
     pixels = picture.full()
     lines = pixels[:, 0], pixels[0], pixels[:, -1], pixels[-1]
     return float(np.mean([line.mean() for line, n in zip(lines, sides, strict=True) if n]))
 
 
-def without(crop: Picture, sides: tuple[int, int, int, int]) -> Picture:
+def without(crop: Picture, sides: Sides) -> Picture:
     """The crop without so many lines at its left, top, right and bottom.  Cost: its full decode."""
     pixels, (left, top, right, bottom) = crop.full(), sides
     height, width = pixels.shape
@@ -123,39 +127,56 @@ def is_margin(original: Plane, crop: Plane, place: Affine) -> bool:
         return True
     matrix = between(original, crop, place)
     blurred = math.ceil(original.step / crop.step) + 1  # innermost lines, into which the picture reaches
-    shared = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred, PEAK if original.step == 1 else FAR_PEAK)
-    return shared == sides and all(n == 0 or n > blurred for n in sides)
+    peak = PEAK if original.step == 1 else FAR_PEAK
+    shared, clear = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred, peak)
+    return shared == clear == sides and all(n == 0 or n > blurred for n in sides)
 
 
-def margins_of(
-    inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], place: Affine
-) -> tuple[tuple[int, int, int, int], bool]:
+def margins_of(inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], place: Affine) -> tuple[Sides, bool]:
     """How many of the even lines at each side are the picture's own: left, top, right, bottom; and whether that is sure.
 
-    White on white shows no frame, so what a frame is at the other sides tells of it.  ``place`` is that of the whole crop.
+    ``place`` is that of the whole crop.  Where it lacks something small that the original shows, at one side it may have been
+    retouched; at two sides and more it is a frame, if that has one width.
     """
-    shared = shared_lines(original, crop, between(Plane(original), Plane(crop), place), inner.sides)
-    frames = [n - own for n, own in zip(inner.sides, shared, strict=True)]
+    shared, clear = shared_lines(original, crop, between(Plane(original), Plane(crop), place), inner.sides)
+    own, sure, _ = _own_lines(inner.sides, shared)
+    lacking = sum(a < b for a, b in zip(clear, shared, strict=True))
+    if lacking > 1:
+        own, sure, even = _own_lines(inner.sides, clear)
+        sure = sure and even
+    return own, sure and lacking != 1
+
+
+def _own_lines(sides: Sides, shared: Sides) -> tuple[Sides, bool, bool]:
+    """The picture's own of the even lines at each side, whether that is sure, and whether two sides and more show the same frame.
+
+    ``shared`` are those that the original shows as well.  White on white shows no frame, so what it is at the other sides tells of it:
+    seen at three, or if the border has its width everywhere, it goes round; where a side has none, a bar may have another one opposite.
+    Else nobody can tell.
+    """
+    frames = [n - own for n, own in zip(sides, shared, strict=True)]
     wide = sorted((n for n in frames if n > 0), reverse=True)
-    width = next((a for a, b in itertools.pairwise(wide) if a - b <= ALIKE_PX), wide[0] if wide else 0)
-    seen = [frame >= width - ALIKE_PX for frame in frames]
-    hidden = [n >= width and not shows for n, shows in zip(inner.sides, seen, strict=True)]
-    sure = True
-    if any(hidden):
-        all_round = all(s or h for s, h in zip(seen, hidden, strict=True))
-        cornered = (seen[0] or seen[2]) and (seen[1] or seen[3])
-        bars = all(seen[i] and seen[i + 2] for i in range(2) if seen[i] or seen[i + 2])
-        sure = cornered if all_round else bars
-        if all_round or not bars:
-            frames = [max(frame, width) if h else frame for frame, h in zip(frames, hidden, strict=True)]
-    left, top, right, bottom = (n - frame for n, frame in zip(inner.sides, frames, strict=True))
-    return (left, top, right, bottom), sure
+    if not wide:
+        return sides, True, False
+    same = next((a for a, b in itertools.pairwise(wide) if a - b <= ALIKE_PX), 0)
+    width = same or wide[0]
+    partly = [0 < frame < width - ALIKE_PX and width <= n for n, frame in zip(sides, frames, strict=True)]
+    hidden = [n >= LEAST_PX and not frame for n, frame in zip(sides, frames, strict=True)]
+    sure = same > 0 or not any(partly)
+    if min(sides) < LEAST_PX:
+        hidden = [hides and frames[i - 2] > 0 for i, hides in enumerate(hidden)]
+        sure = sure and not any(hidden)
+    elif any(hidden):
+        level = max(sides) - min(sides) <= ALIKE_PX
+        sure = same > 0 and (level or (sum(hidden) == 1 and same <= sides[hidden.index(True)]))
+    more = [n >= width and (p or h) for n, p, h in zip(sides, partly, hidden, strict=True)]
+    left, top, right, bottom = (n - (width if m else frame) for n, frame, m in zip(sides, frames, more, strict=True))
+    return (left, top, right, bottom), sure, same > 0
 
 
 def shared_lines(
-    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, sides: tuple[int, int, int, int],
-    blurred: int = 0, peak: float = PEAK,
-) -> tuple[int, int, int, int]:  # fmt: skip
+    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, sides: Sides, blurred: int = 0, peak: float = PEAK
+) -> tuple[Sides, Sides]:
     """How many even lines at each side of ``crop``, from the inside outwards, ``original`` shows as well: no frame, but a margin.
 
     Args:
@@ -163,23 +184,29 @@ def shared_lines(
         matrix: from the crop's pixel centres to the original's.
         sides: even lines at the left, top, right and bottom.
         blurred: innermost lines that need not be the same.
-        peak: grey levels by which no pixel of a line may differ.
+        peak: grey levels by which a pixel differs that shows something small.
+
+    Returns:
+        Those that are the same as a whole, and those up to the first one in which the crop lacks something small.
     """
     height, width = crop.shape
     left, top, right, bottom = sides
     tones, edited = _tones(original, crop, matrix, (left, top, width - right, height - bottom))
 
-    def same(x1: int, y1: int, x2: int, y2: int, turn: int) -> NDArray[np.bool_]:
+    def compared(x1: int, y1: int, x2: int, y2: int, turn: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         # turned so that its innermost line is the first row
         there = np.rot90(_shown(original, matrix, (x1, y1, x2, y2)), turn)
         inside = np.interp(there, tones, edited)  # beyond the tones that were learned they are shifted
         there = inside + np.minimum(there - tones[0], 0) + np.maximum(there - tones[-1], 0)
-        lines = there - np.rot90(crop[y1:y2, x1:x2], turn)
+        here = np.rot90(crop[y1:y2, x1:x2], turn)
+        lines, tone = there - here, here.mean(1, keepdims=True)
         apart = np.abs(lines)
-        return np.asarray((np.abs(lines.mean(1)) < TONE) & (apart.mean(1) < GRAIN) & (apart.max(1) < peak))
+        gone = (apart >= peak) & (2 * np.abs(here - tone) < np.abs(there - tone))  # not only dimmed, as by shrinking
+        return np.asarray((np.abs(lines.mean(1)) < TONE) & (apart.mean(1) < GRAIN)), ~gone.any(1)
 
-    def count(side: int) -> int:
+    def count(side: int) -> tuple[int, int]:
         x1, y1, x2, y2 = left, top, width - right, height - bottom
+        clear = sides[side]
         for done in range(0, sides[side], FEW_LINES):
             low, high = done, min(done + FEW_LINES, sides[side])
             parts = (
@@ -188,18 +215,24 @@ def shared_lines(
                 (x2 + low, y1, x2 + high, y2, 3),
                 (x1, y2 + low, x2, y2 + high, 0),
             )
-            alike = same(*parts[side])
+            alike, calm = compared(*parts[side])
             alike[: max(0, blurred - done)] = True
+            calm[: max(0, blurred - done, EDGE_PX - done)] = True  # the tip of a letter reaches into the innermost ones
+            if not calm.all():
+                clear = min(clear, done + int(np.argmin(calm)))
+                clear = clear if clear > EDGE_PX else 0  # of those that were not asked nothing is known
             if not alike.all():
-                return done + int(np.argmin(alike))
-        return sides[side]
+                same = done + int(np.argmin(alike))
+                return same, min(same, clear)
+        return sides[side], clear
 
     if left + right >= width or top + bottom >= height:
-        return 0, 0, 0, 0
-    return count(0), count(1), count(2), count(3)
+        return (0, 0, 0, 0), (0, 0, 0, 0)
+    (a, e), (b, f), (c, g), (d, h) = (count(side) for side in range(4))
+    return (a, b, c, d), (e, f, g, h)
 
 
-def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def _shown(original: NDArray[np.generic], matrix: Affine, part: Sides) -> NDArray[np.float32]:
     """What the original shows on a part (x1, y1, x2, y2) of the crop's grid: float32, ``OUTSIDE`` beyond its edge.
 
     Averaged as a shrunk crop is, or a star between two of its pixels would not be seen.
@@ -220,7 +253,7 @@ def _shown(original: NDArray[np.generic], matrix: Affine, part: tuple[int, int, 
 
 
 def _tones(
-    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, inner: tuple[int, int, int, int]
+    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, inner: Sides
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How the crop's tones were edited: tones of the original, rising, and what became of them in the crop.
 
@@ -253,7 +286,7 @@ def _spread(start: int, end: int, side: int) -> list[int]:
     return np.linspace(start, end - side, count).astype(int).tolist()
 
 
-def paper_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
+def paper_sides(pixels: NDArray[np.generic]) -> Sides:
     """How many lines at the left, top, right and bottom are mostly of one tone, up to a clear edge; the outermost is even."""
 
     def count(lines: NDArray[np.generic]) -> int:  # lines (n, length), outermost first
@@ -262,19 +295,20 @@ def paper_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
         tone, most = float(np.median(lines[0])), int(len(lines) * MOST)
         shares = np.empty(0)
         for first in range(0, most, LINES):
-            some = np.abs(lines[first : first + LINES].astype(np.float32) - tone) < PAPER
+            some = np.abs(lines[first : min(first + LINES, most)].astype(np.float32) - tone) < PAPER
             shares = np.concatenate([shares, some.mean(1)])
             ends = np.nonzero(shares < MOSTLY)[0]
             if len(ends) and ends[0] + EDGE_PX + LEAST_PX < len(shares):
                 end = int(ends[0])
-                beyond = shares[end + EDGE_PX : end + EDGE_PX + LEAST_PX]
-                return end if end >= LEAST_PX and beyond.max() < HARDLY else 0
+                beyond = slice(end + EDGE_PX, end + EDGE_PX + LEAST_PX)
+                steep = np.median(np.abs(lines[beyond].astype(np.float32) - tone)) >= 2 * PAPER  # a sky is not
+                return end if end >= LEAST_PX and shares[beyond].max() < HARDLY and steep else 0
         return 0
 
     return count(pixels.T), count(pixels), count(pixels.T[::-1]), count(pixels[::-1])
 
 
-def even_sides(pixels: NDArray[np.generic]) -> tuple[int, int, int, int]:
+def even_sides(pixels: NDArray[np.generic]) -> Sides:
     """How many even lines of one tone lie at the left, top, right and bottom; none anywhere if fewer than two sides have any."""
     border = pixels[:1], pixels[-1:], pixels[:, :1], pixels[:, -1:]
     if sum(deviation(line) < EVEN for line in border) < 2:

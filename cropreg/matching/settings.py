@@ -156,7 +156,10 @@ class MatcherSettings(Settings):
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
 
     slope_px: float = Field(
-        0.04, gt=0, description="original px; predicted error above which is asked whether slopes tell the place in all directions"
+        0.04,
+        gt=0,
+        description="original px; predicted error above which is asked whether slopes tell the place in all directions; it"
+        " is where few windows stand for the place, too",
     )
     least_slope: float = Field(
         0.3,

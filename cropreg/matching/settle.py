@@ -67,7 +67,8 @@ class Settled:
         """Whether the tiles do not convince, or most full-size windows see something else there; and not the same thing moved."""
         agreeing = sum(window.rest < s.window_rest for window in self.windows or [])
         strange = (self.unexplained or 0.0) >= s.another_picture  # as another row of a pattern is
-        return self.moved <= 1 and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
+        still = self.moved <= 1 or 2 * len(self.windows or []) < self.tried  # the few that fit something there may fit it by chance
+        return still and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
 
 
 def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
@@ -123,7 +124,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
                 rectangles = chosen(s.windows_per_side)
                 windows = look(start, rectangles=rectangles)
             free = _moved_as_one(windows, start, common, s)
-            if free is not None:
+            if free is not None and crop.rounding_steps is not None:  # else another frame could not be told from it
                 kept, confirmed, noisy, same_size = False, False, True, True
                 place = common = free
                 error_px = _windows_error_px(windows, start, free, RESIZED_PX)

@@ -378,3 +378,14 @@ def test_where_few_windows_stand_for_a_place_their_slopes_must_tell_it_in_both_d
     match = find(original, few)
     assert match.verdict == "doubtful" and match.reason is not None and "along one direction" in match.reason
     assert find(original, many).verdict == "found"
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+def test_a_frame_of_a_burst_that_was_zoomed_by_a_hair_is_no_export(pixels, kind):
+    """Its parts move as one; of a JPEG its noise tells, of other files that round nothing is known."""
+    rng = np.random.default_rng(3)
+    first, second = (np.clip(pixels + rng.normal(0, 2.5, pixels.shape), 0, 255).astype(np.uint8) for _ in range(2))
+    h, w = second.shape[:2]
+    zoom = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), 0.0, 1.0015)
+    second = np.asarray(cv2.warpAffine(second, zoom, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT))
+    assert find(encode(first), encode(second[148:1001, 203:1403], kind, quality=90)).verdict == "no_match"
