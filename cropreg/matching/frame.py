@@ -38,7 +38,6 @@ FEW_LINES = 16  # compared with the original together: those of a wide frame rou
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
 
-
 Sides = tuple[int, int, int, int]  # left, top, right, bottom
 
 

@@ -389,3 +389,16 @@ def test_a_frame_of_a_burst_that_was_zoomed_by_a_hair_is_no_export(pixels, kind)
     zoom = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), 0.0, 1.0015)
     second = np.asarray(cv2.warpAffine(second, zoom, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT))
     assert find(encode(first), encode(second[148:1001, 203:1403], kind, quality=90)).verdict == "no_match"
+
+
+def test_a_place_with_other_noise_or_of_which_hardly_a_window_tells_may_be_a_mirage(original, pixels, monkeypatch):
+    seen, settle = [], finding.settle
+    monkeypatch.setattr(finding, "settle", lambda *a: seen.append(settle(*a)) or seen[-1])
+    crop = cv2.resize(pixels[200:1000, 400:1400], None, fx=0.95, fy=0.95, interpolation=cv2.INTER_CUBIC)
+    assert find(original, encode(np.asarray(crop, np.uint8))).verdict == "found"
+    s, windows = MatcherSettings(), [replace(window, rest=0.01) for window in seen[0].windows]
+    settled = replace(seen[0], windows=windows, tried=len(windows))
+    assert windows and not settled.may_be_mirage(s)
+    assert replace(settled, unexplained=s.another_picture).may_be_mirage(s)  # another row of a pattern
+    assert not replace(settled, unexplained=s.another_picture, moved=2).may_be_mirage(s)  # a neighbouring frame
+    assert replace(settled, moved=2, tried=4 * len(windows)).may_be_mirage(s)  # too few to tell one
