@@ -6,6 +6,8 @@ looked at by themselves, each along its length.  An even border of one tone is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidenc
     strips = []
     for sides in ((0, 2), (1, 3)):  # opposite ones are as long, and half the cost together
         lines = [_lines(original, crop, matrix, side, OUTERMOST, OUTERMOST + STRIP) for side in sides]
-        strips.append(_products(*(np.concatenate(both) for both in zip(*lines, strict=True)), rows=2))
+        strips.append(_products(*zip(*lines, strict=True), rows=2))
     left_right, top_bottom = strips
     ncc = _ncc(np.stack([left_right[:, 0], top_bottom[:, 0], left_right[:, 1], top_bottom[:, 1]], 1), evidence)
     for side in range(4):
@@ -52,7 +54,7 @@ def foreign_sides(original: Plane, crop: Plane, place: Affine, evidence: Evidenc
         if not ncc[side] < alike_ncc:  # it is not a number where neither shows anything
             counts[side] = _bar(original, crop, matrix, side, most)
             continue
-        products = _products(*_lines(original, crop, matrix, side, 0, most), rows=most)
+        products = _products(*zip(_lines(original, crop, matrix, side, 0, most)), rows=most)
         alike = _ncc(np.stack([cv2.blur(values, (1, STRIP)) for values in products]), evidence) >= alike_ncc
         counts[side] = int(np.argmax(alike)) if alike.any() else most
     return counts[0], counts[1], counts[2], counts[3]
@@ -66,7 +68,7 @@ def own_lines(original: Plane, crop: Plane, place: Affine, side: int, trimmed: i
     if not trimmed:
         return 0
     lines = _lines(original, crop, between(original, crop, place), side, 0, trimmed)
-    ncc = _ncc(_products(*lines, rows=trimmed), evidence)[::-1]
+    ncc = _ncc(_products(*zip(lines), rows=trimmed), evidence)[::-1]
     alike = ncc >= ALIKE * evidence.median
     foreign = ncc <= UNLIKE * evidence.median
     foreign[:-1] &= foreign[1:]  # two lines: one may be a scratch
@@ -106,14 +108,17 @@ def _lines(
     return np.ascontiguousarray(here, np.float32), np.ascontiguousarray(_outwards(there, side), np.float32)
 
 
-def _products(here: NDArray[np.float32], there: NDArray[np.float32], *, rows: int) -> NDArray[np.float64]:
+def _products(here: Sequence[NDArray[np.float32]], there: Sequence[NDArray[np.float32]], *, rows: int) -> NDArray[np.float64]:
     """Of lines (n, length) of crop and original: the mean squares of both, and mean products, (3, rows, parts).
 
-    Each line in parts, so that a rounded corner or a few letters do not stand for all of it; ``rows`` divides their number.
+    ``here`` and ``there`` are of one or more sides; ``rows`` divides the number of their lines.  Each line in parts, so that a rounded
+    corner or a few letters do not stand for all of it.
     """
-    here, there = (lines - cv2.blur(lines, (BAND_PX, 1)) for lines in (here, there))
-    pairs = (here, here), (there, there), (here, there)
-    return np.array([cv2.resize(a * b, (PARTS, rows), interpolation=cv2.INTER_AREA) for a, b in pairs], np.float64)
+    lines = np.concatenate([*here, *there])
+    lines -= cv2.blur(lines, (BAND_PX, 1))
+    ours, theirs = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    products = np.concatenate([ours * ours, theirs * theirs, ours * theirs])
+    return np.asarray(cv2.resize(products, (PARTS, 3 * rows), interpolation=cv2.INTER_AREA), np.float64).reshape(3, rows, PARTS)
 
 
 def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float64]:
@@ -128,5 +133,5 @@ def _ncc(products: NDArray[np.float64], evidence: Evidence) -> NDArray[np.float6
     telling = np.maximum(here, there) >= floor
     ncc[~telling] = np.inf
     count = telling.sum(1)
-    middle = np.take_along_axis(np.sort(ncc, 1), np.minimum(count, PARTS - 1)[:, None] // 2, 1)[:, 0]
+    middle = np.sort(ncc, 1)[np.arange(len(ncc)), np.minimum(count, PARTS - 1) // 2]
     return np.where(count >= LEAST_PARTS, middle, np.nan)

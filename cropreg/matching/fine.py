@@ -14,6 +14,7 @@ from cropreg.matching import place as places
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, warped
 from cropreg.matching.register import register
+from cropreg.matching.search import bands_map
 
 STILL_PX = 0.02  # plane px; a shorter step moves nothing any more
 MOST_COVERED = 0.1  # share of a window that may show something else
@@ -157,8 +158,7 @@ def _nearby(pair: Pair, place: Affine, reach: int) -> Affine:
     matrix = pair.matrix(place)
     wider = places.compose(matrix, places.shifted(-reach, -reach))
     around = warped(pair.bands[0], wider, (w + 2 * reach, h + 2 * reach))
-    scores = cv2.matchTemplate(around, pair.target, cv2.TM_CCOEFF_NORMED)
-    _, _, _, (x, y) = cv2.minMaxLoc(scores)
+    _, _, _, (x, y) = cv2.minMaxLoc(bands_map(around, pair.target))
     return pair.place(places.compose(matrix, places.shifted(x - reach, y - reach)))
 
 

@@ -23,6 +23,7 @@ SAME_PLACE = 0.02  # of the crop's long side: what lies nearer is the same place
 KEPT_PAIRS = 4  # levels of one scale
 LEAST_WHOLE_PX = 16  # plane px; short side below which a crop fits anywhere in a whole original, or nowhere but on its own grid
 MOST_WHOLE_PX = 3_000_000  # plane px of the whole original then: a correlation takes 40 bytes and 80 ns of each
+DIRECT_RATIO = 4.0  # of pixels, over which the peak of a clear shift, told to a tenth of one, is near enough for the finest level
 SAME_STEP = 0.02  # relative difference of two resolutions up to which the mean of a square is that of the same square
 
 
@@ -135,11 +136,14 @@ def _paired_at(original: Picture, crop: Picture, s: MatcherSettings, step: float
     return replace(pair, band_px=min(s.band_px, max(s.coarse_band_px, max(pair.crop.size_wh) // 8 | 1)))
 
 
-def _levels(ratio: float, model: str) -> Sequence[int]:
+def _levels(ratio: float, model: str, *, clear: bool) -> Sequence[int]:
     """The levels, coarsest first, by which a candidate found on pixels ``ratio`` times as large is followed down to level 0.
 
-    Each halves the pixels; a shift, which starts within a third of a pixel, may leave every other one out.
+    Each halves the pixels; a shift, which starts within a third of a pixel, may leave every other one out, and a ``clear`` one all of
+    them where they are few: most of those end where they should, after a step more.
     """
+    if clear and model == "shift" and ratio <= DIRECT_RATIO:
+        return range(1)
     top = max(0, math.ceil(math.log2(max(1.0, ratio)) - 0.2) - (model == "shift"))
     if model == "shift" and top > 1:
         return range(top - top % 2, -1, -2)
@@ -255,11 +259,19 @@ def _registered(
     """
     scale = 1.0 if model == "shift" else places.scale(candidate.place)
     step = max(original.search_plane.step, crop.finest_step / scale)
-    levels = _levels(candidate.step / step, model)
+    levels = _levels(candidate.step / step, model, clear=candidate.ncc >= s.clear_ncc)
     least_ncc = s.shift_ncc if model == "shift" and len(levels) > 1 else s.least_ncc
     fit = coarse_to_fine(
         partial(pair_at, step, scale), levels, candidate.place, model, iterations=s.iterations, least_ncc=least_ncc
     )
+    if (
+        model == "shift"
+        and candidate.ncc >= s.peak_ncc
+        and places.distance_px(fit.place, candidate.place, crop.size_wh) > 2 * candidate.step
+    ):
+        at_peak = register(pair_at(step, scale, 0), candidate.place, model, iterations=1, robust=False)
+        if at_peak.ncc > fit.ncc:  # on few pixels it has slid along an edge
+            fit = replace(at_peak, place=candidate.place)
     if fit.ncc < s.least_ncc or any(places.distance_px(fit.place, known, crop.size_wh) < step for known in seen):
         return None
     seen.append(fit.place)

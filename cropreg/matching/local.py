@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from cropreg.matching.place import Affine, compose, growth, shifted
 from cropreg.matching.plane import Pair, dot, warped
+from cropreg.matching.verify import quantile
 
 LEAST_MOVE_PX = 2  # plane px: a tile that is found nearer by lies where it should
 
@@ -41,6 +43,13 @@ def _across(tiles: int) -> NDArray[np.float64]:
     return (2 * np.arange(tiles) + 1) / tiles - 1
 
 
+@lru_cache(maxsize=128)
+def _powers(tiles: int, reach: float) -> NDArray[np.float64]:
+    """One, where the tiles' centres lie, ``reach`` at the edges, and its square: (tiles, 3)."""
+    at = _across(tiles) * reach
+    return np.stack([np.ones_like(at), at, at**2], 1)
+
+
 def common_stretch(tiles: Displacements, which: NDArray[np.bool_], aspect: float, rounding_px: float) -> NDArray[np.float64]:
     """The shift and the growth towards the edges that most of the tiles ``which`` ask for, in x and in y: (2, 2) px.
 
@@ -60,7 +69,7 @@ def common_stretch(tiles: Displacements, which: NDArray[np.bool_], aspect: float
         weighted = design * weights[:, None]
         solution = np.linalg.solve(weighted.T @ design + known, weighted.T @ shifts)
         rest = np.abs(shifts - design @ solution)
-        weights = base / (1 + (rest / max(0.1, 1.5 * float(np.median(rest)))) ** 2)
+        weights = base / (1 + (rest / max(0.1, 1.5 * quantile(rest, 0.5))) ** 2)
     return solution.reshape(2, 2)
 
 
@@ -69,16 +78,16 @@ def pull_at_edges(tiles: Displacements, which: NDArray[np.bool_], aspect: float)
 
     The largest of the three, and the largest error, in px; ``aspect`` is the picture's width over its height.
     """
-    rows, columns = np.nonzero(which)
-    u, v = _across(which.shape[1])[columns], _across(which.shape[0])[rows] / aspect  # in halves of the width
-    dx, dy = tiles.shifts_px[which].T
-    weights = 1 / (tiles.sigmas_px[which] ** 2 + 1e-6)
-    design = np.stack([np.ones_like(u), u, v])
+    rows, columns = _powers(which.shape[0], 1 / aspect), _powers(which.shape[1], 1.0)  # in halves of the width
+    weights = which / (tiles.sigmas_px**2 + 1e-6)
+    dx, dy = np.moveaxis(tiles.shifts_px, 2, 0)
     # Of x: a shift, a stretch and, against v, the turn; of y: a shift, a stretch and, with u, the turn.
-    (n, a, b), (_, aa, ab), (_, _, bb) = ((design * weights) @ design.T).tolist()
+    (n, a, aa), (b, ab, _), (bb, _, _) = (rows.T @ weights @ columns).tolist()
+    (x, xu), (xv, _) = (rows[:, :2].T @ (weights * dx) @ columns[:, :2]).tolist()
+    (y, yu), (yv, _) = (rows[:, :2].T @ (weights * dy) @ columns[:, :2]).tolist()
     normal = np.array([[n, 0, a, 0, -b], [0, n, 0, b, a], [a, 0, aa, 0, -ab], [0, b, 0, bb, ab], [-b, a, -ab, ab, aa + bb]])
-    (x, xu, xv), (y, yu, yv) = ((np.stack([dx, dy]) * weights) @ design.T).tolist()
-    covariance = np.linalg.inv(normal + 1e-9 * n * np.eye(5))
+    normal += 1e-9 * n * np.eye(5)
+    covariance = cv2.invert(normal, flags=cv2.DECOMP_CHOLESKY)[1]  # a third of numpy's cost
     pull = covariance @ (x, y, xu, yv, yu - xv)
     reach = np.array([1.0, 1 / aspect, max(1.0, 1 / aspect)])
     return float((np.abs(pull[2:]) * reach).max()), float((np.sqrt(np.diag(covariance)[2:]) * reach).max())
@@ -101,7 +110,7 @@ def lean(tiles: Displacements, which: NDArray[np.bool_], aspect: float) -> tuple
         normal = weighted.T @ design + 1e-9 * weights.sum() * np.eye(5)
         pull = np.linalg.solve(normal, weighted.T @ shifts)
         rest = np.abs(shifts - design @ pull) * np.sqrt(base)
-        spread = max(1.0, float(np.median(rest)) / 0.6745)  # of a normal distribution half lies within
+        spread = max(1.0, quantile(rest, 0.5) / 0.6745)  # of a normal distribution half lies within
         weights = base / (1 + (rest / (2 * spread)) ** 2)
     errors = spread * np.sqrt(np.diag(np.linalg.inv(normal))[2:])
     reach = np.array([1.0, 1 / aspect, max(1.0, 1 / aspect)])
@@ -125,7 +134,7 @@ def displacements(pair: Pair, place: Affine, tiles_px: tuple[int, ...]) -> list[
     product, sums = both, []  # one array for all products: each of its own would cost more to ask for than to fill
     for a, b in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest), (rest, rest)):
         product = cv2.multiply(a, b, dst=product)
-        sums.append([_sums(product, w // nx, h // ny, nx, ny) for nx, ny in counts])
+        sums.append([_means(product, nx, ny) for nx, ny in counts])
     to_px = pair.step * growth(matrix)
     return [_solved([s[i] for s in sums], (w // nx) * (h // ny), to_px) for i, (nx, ny) in enumerate(counts)]
 
@@ -172,18 +181,18 @@ def found_elsewhere(pair: Pair, place: Affine, tiles: NDArray[np.bool_], reach_s
     return max(alike, default=0)
 
 
-def _sums(values: NDArray[np.float32], tw: int, th: int, nx: int, ny: int) -> NDArray[np.float64]:
-    """The sums (ny, nx) over tiles of ``tw`` x ``th`` pixels."""
-    mean = cv2.resize(values[: th * ny, : tw * nx], (nx, ny), interpolation=cv2.INTER_AREA).astype(np.float64)
-    return np.atleast_2d(mean) * (tw * th)
+def _means(values: NDArray[np.float32], nx: int, ny: int) -> NDArray[np.float32]:
+    """The means (ny, nx) over tiles; what does not fill one at the right and bottom is left out."""
+    h, w = values.shape
+    return np.asarray(cv2.resize(values[: h // ny * ny, : w // nx * nx], (nx, ny), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _solved(sums: list[NDArray[np.float64]], num_px: int, to_px: float) -> Displacements:
-    """The shifts that products of gradients and differences, summed over tiles of ``num_px`` pixels, ask for.
+def _solved(means: list[NDArray[np.float32]], num_px: int, to_px: float) -> Displacements:
+    """The shifts that products of gradients and differences, averaged over tiles of ``num_px`` pixels, ask for.
 
     ``to_px`` original pixels per plane pixel.
     """
-    xx, xy, yy, bx, by, rr = sums
+    xx, xy, yy, bx, by, rr = np.array(means, np.float64).reshape(len(means), *np.atleast_2d(means[0]).shape) * num_px
     det = xx * yy - xy * xy
     flat = det < 1e-6 * (1 + xx * yy)
     det = np.where(flat, 1.0, det)

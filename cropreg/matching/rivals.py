@@ -13,8 +13,8 @@ from cropreg.matching import place as places
 from cropreg.matching.follow import LEAST_WHOLE_PX, Found, compare, paired, refit, whole_step
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
-from cropreg.matching.plane import EDGE_PX, Plane, band_pass, between
-from cropreg.matching.register import COARSE_ITERATIONS, coarse_to_fine, register
+from cropreg.matching.plane import EDGE_PX, Pair, Plane, band_pass, between
+from cropreg.matching.register import COARSE_ITERATIONS, register
 from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
 
@@ -46,10 +46,10 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
     for k in levels:
-        maps = _correlated(original, crop, found, template, k, s)
+        maps = _correlated(original, crop, found, template, k, s, plain=k == factor)  # closer, what is smooth tells nothing more
         # pixel centre c of the plane lies at (c + 0.5) / k - 0.5 on the reduced grid; so does the template's first, reduced alike
         here_x, here_y = (c / k for c in corner_xy)
-        for is_band, scores in zip((False, True), maps, strict=False):  # none where the template is too large
+        for is_band, scores in maps:
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
             for column, row, ncc in summits(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
@@ -65,23 +65,25 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
 
 
 def _correlated(
-    original: Picture, crop: Picture, found: Found, template: NDArray[np.float32], factor: int, s: MatcherSettings
-) -> tuple[NDArray[np.float32], ...]:
-    """The template's correlations with the original's plane, as they are and band-passed.
+    original: Picture, crop: Picture, found: Found, template: NDArray[np.float32], factor: int, s: MatcherSettings, *, plain: bool
+) -> list[tuple[bool, NDArray[np.float32]]]:
+    """The template's correlations with the original's plane, and whether of band-passed ones, without which go ``plain`` ones if asked for.
 
-    At the resolution of the search those of the search: its planes were not smoothed before, which hardly shows once they are reduced.
+    None where the template is too large.  At the resolution of the search those of the search: its planes were not smoothed before,
+    which hardly shows once they are reduced.
     """
     plane = found.pair.original
     if found.is_shift and factor > 1 and template is found.pair.crop.pixels:
         maps = crop.maps_in(original, s.template_px, s.band_px)
         reduced = plane.step_xy[0] * factor, plane.step_xy[1] * factor
         if maps is not None and maps.factor == factor and maps.whole.step_xy == reduced and maps.whole.shift_xy == plane.shift_xy:
-            return maps.plain, maps.banded
+            return [(False, maps.plain), (True, maps.banded)] if plain else [(True, maps.banded)]
     whole = plane.reduced(factor).pixels.astype(np.float32, copy=False)
     part = Plane(template).reduced(factor).pixels.astype(np.float32, copy=False)
     if part.shape[0] > whole.shape[0] or part.shape[1] > whole.shape[1]:
-        return ()
-    return correlation_map(whole, part), bands_map(band_pass(whole, s.band_px), found.pair.band(part))
+        return []
+    banded = bands_map(band_pass(whole, s.band_px), found.pair.band(part))
+    return [(False, correlation_map(whole, part)), (True, banded)] if plain else [(True, banded)]
 
 
 def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> bool:
@@ -97,7 +99,7 @@ def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> b
     near = band[
         max(0, y + side // 2 - reach) : y + side // 2 + side + reach, max(0, x + side // 2 - reach) : x + side // 2 + side + reach
     ]
-    scores = correlation_map(near, part)
+    scores = bands_map(near, part)
     _, _, _, (px, py) = cv2.minMaxLoc(scores)
     maxima = (scores >= cv2.dilate(scores, None))[1:-1, 1:-1]  # along an edge everything is alike, but has no second maximum
     maxima[max(0, py - 4) : py + 3, max(0, px - 4) : px + 3] = False
@@ -154,29 +156,48 @@ def _registered(
         return []
     original, crop = found.pair.original, found.pair.crop
     factors = [2**i for i in range(math.ceil(math.log2(factor + 1)) - 1, 0, -1) if min(crop.size_wh) >= 12 * 2**i]
-    pairs = [found.pair.reduced(i) for i in factors] + [found.pair]  # coarse to fine
-    own_rest = _rest(register(pairs[0], found.place, "shift", iterations=3, robust=False).ncc)
+    coarse = [found.pair.reduced(i) for i in factors]  # coarse to fine
+    least = [_least_ncc(_rest(_ncc_near(pair, found.place)) + s.rival_coarse, s) for pair in coarse]
+    least_here = _least_ncc(_rest(found.fit.ncc), s)
+    apart = 2 * original.step
     result: list[tuple[float, Affine]] = []
     for _, move_x, move_y in starts:
         start = compose(places.shifted(move_x * original.step_xy[0], move_y * original.step_xy[1]), found.place)
-        fit = register(pairs[0], start, "shift", iterations=COARSE_ITERATIONS, robust=False, tolerance_px=0.1)
-        if _rest(fit.ncc) > s.rival_look * (own_rest + s.rival_coarse):
+        place = _followed(coarse, least, start, found.place, crop_wh)
+        if place is None:
             continue
-        if places.distance_px(fit.place, found.place, crop_wh) < pairs[0].step:  # slid back to the place itself
+        fit = register(found.pair, place, "shift", iterations=s.iterations, tolerance_px=0.02, least_ncc=least_here)
+        if not fit.converged or fit.ncc <= least_here:
             continue
-        fit = coarse_to_fine(
-            pairs.__getitem__, range(len(pairs)), fit.place, "shift", iterations=s.iterations, least_ncc=s.least_ncc
-        )
-        if not fit.converged or _rest(fit.ncc) > s.rival_look * _rest(found.fit.ncc):
+        if any(places.distance_px(fit.place, known, crop_wh) < apart for known in (found.place, *(place for _, place in result))):
             continue
-        apart = 2 * original.step
-        new = all(
-            places.distance_px(fit.place, known, crop_wh) >= apart for known in (found.place, *(place for _, place in result))
-        )
         evidence = compare(found.pair, fit.place, s)
-        if new and evidence.inside > s.least_inside:
+        if evidence.inside > s.least_inside:
             result.append((evidence.score, fit.place))
     return result
+
+
+def _ncc_near(pair: Pair, place: Affine) -> float:
+    """The correlation at a place, to which this resolution comes as near as it can."""
+    return register(pair, place, "shift", iterations=3, robust=False).ncc
+
+
+def _followed(pairs: list[Pair], least_ncc: list[float], place: Affine, known: Affine, crop_wh: tuple[int, int]) -> Affine | None:
+    """Where a rival leads on ever finer ``pairs``; None if it correlates by no more than ``least_ncc``, or slides back to ``known``.
+
+    Along slow slopes of tone it takes many steps on the coarse ones, and would take more on finer ones.
+    """
+    for pair, least in zip(pairs, least_ncc, strict=True):
+        fit = register(pair, place, "shift", iterations=2 * COARSE_ITERATIONS, robust=False, tolerance_px=0.1, least_ncc=least)
+        if fit.ncc <= least or places.distance_px(fit.place, known, crop_wh) < pair.step:
+            return None
+        place = fit.place
+    return place
+
+
+def _least_ncc(own_rest: float, s: MatcherSettings) -> float:
+    """The correlation above which a place is a rival of one that leaves ``own_rest``; not less than any candidate's."""
+    return max(s.least_ncc, max(0.0, 1.002 - s.rival_look * own_rest) ** 0.5)
 
 
 def _rest(ncc: float) -> float:

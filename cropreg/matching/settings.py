@@ -30,6 +30,11 @@ class MatcherSettings(Settings):
         4, ge=1, description="peaks followed per correlation; the right one was among 4 whenever it was a peak at all"
     )
     clear_ncc: float = Field(0.75, description="correlation of a peak that is followed at once even if it is not the first")
+    peak_ncc: float = Field(
+        0.98,
+        description="correlation of a peak that is rather believed than a registration which leads more than two of its pixels away and "
+        "fits worse: a crop of 81 px that shows two edges has 0.999",
+    )
     close_ncc: float = Field(0.1, description="such a peak's distance from the first; the right one was first in 128 of 129 crops")
     smooth_px: float = Field(
         0.9, gt=0, description="plane px; Gaussian before registering: hides the grid of the reduction (0.07 px error)"

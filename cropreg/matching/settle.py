@@ -366,7 +366,7 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     corner = small.sigmas_px < s.motion_sigma * found.pair.step
     if corner.sum() < s.least_motion_tiles:
         return _Unrest(False, 0, 0.0, 0.0, 0.0, np.inf, None, [])
-    spread = float((np.argwhere(corner).std(0) / corner.shape).min())
+    spread = 0.0 if kept else float((np.argwhere(corner).std(0) / corner.shape).min())
     stretch_px = None
     if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
         w, h = found.pair.grid.size_wh
@@ -380,7 +380,18 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
     size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
     strength = np.where(sure, size / np.maximum(large.sigmas_px, 1e-6), 0.0)
+    suspects = _suspects(found, small, large, strength, s) if strength.max() >= s.suspect_ratio else []  # else not worth full size
+    weights = 1 / sigmas**2
+    drift_px = float(np.abs(weights @ shifts).max() / weights.sum())
+    return _Unrest(calm and not suspects, int(corner.sum()), spread, median, apart, drift_px, stretch_px, suspects)
+
+
+def _suspects(
+    found: Found, small: Displacements, large: Displacements, strength: NDArray[np.float64], s: MatcherSettings
+) -> list[tuple[float, float]]:
+    """The centres (x, y), in crop pixels, of the strongest of the large tiles of which the small one in the middle wants to move alike."""
     grid, (rows, columns), suspects = found.pair.grid, strength.shape, []
+    size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     for k in np.argsort(-strength, axis=None, kind="stable")[: s.most_suspects]:
         row, column = divmod(int(k), columns)
         if strength[row, column] < s.suspect_least:
@@ -392,8 +403,4 @@ def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
         if along >= s.suspect_px / 2 and along >= 0.7 * float(np.hypot(*part)):
             x, y = (column + 0.5) * (grid.size_wh[0] // columns), (row + 0.5) * (grid.size_wh[1] // rows)
             suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
-    if float(strength.max()) < s.suspect_ratio:
-        suspects = []  # nothing clear enough to pay for full size
-    weights = 1 / sigmas**2
-    drift_px = float(np.abs(weights @ shifts).max() / weights.sum())
-    return _Unrest(calm and not suspects, int(corner.sum()), spread, median, apart, drift_px, stretch_px, suspects)
+    return suspects

@@ -61,27 +61,23 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
     nx, ny = (min(most_tiles, max(1, n // least_tile_px)) for n in (w, h))
     tw, th = w // nx, h // ny
 
-    def means(values: NDArray[np.float32]) -> NDArray[np.float64]:  # (ny, nx)
-        return cv2.resize(values[: th * ny, : tw * nx], (nx, ny), interpolation=cv2.INTER_AREA).astype(np.float64)
-
-    mt, mm = means(target), means(moved)
-    vt, vm = means(target * target) - mt**2, means(moved * moved) - mm**2
-    cov = means(target * moved) - mt * mm
+    whole = (target, moved, target * target, moved * moved, target * moved)
+    parts = (values[: th * ny, : tw * nx] for values in whole)
+    mt, mm, tt, mm2, tm = np.array([cv2.resize(part, (nx, ny), interpolation=cv2.INTER_AREA) for part in parts], np.float64)
+    vt, vm, cov = tt - mt**2, mm2 - mm**2, tm - mt * mm
     floor = max(noise**2, weak**2 * float(vt.mean()))
     textured = (vt > floor) | (vm > floor)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ncc = np.where(textured, cov / np.sqrt(np.maximum(vt, floor / 16) * np.maximum(vm, floor / 16)), np.nan)
+    ncc = np.where(textured, cov / np.sqrt(np.maximum(vt, floor / 16) * np.maximum(vm, floor / 16)), np.nan)
     some = ncc[textured]
-    all_cov = float((cov + mt * mm).mean())
-    all_t, all_m = float((vt + mt**2).mean()), float((vm + mm**2).mean())
+    all_cov, all_t, all_m = float(tm.mean()), float(tt.mean()), float(mm2.mean())
     gain = all_cov / max(all_m, 1e-6)
     return Evidence(
         score=zero_mean_ncc(moved_raw, target_raw),  # type: ignore[arg-type]
         band=all_cov / max((all_t * all_m) ** 0.5, 1e-6),
         median=quantile(some, 0.5) if some.size else 0.0,
         low=quantile(some, 0.2) if some.size else 0.0,
-        tiles=int(textured.sum()),
-        textured=float(textured.mean()),
+        tiles=some.size,
+        textured=some.size / ncc.size,
         inside=inside_share(pair.original.size_wh, matrix, (w, h)),
         energy=all_t**0.5,
         gain=gain,

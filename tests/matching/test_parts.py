@@ -209,12 +209,16 @@ def test_rivals_are_sought_on_the_search_s_maps_only_at_its_resolution(finer, an
     found = follow(whole, part, [Candidate(places.shifted(300, 200), 0.9, 16.0)], "shift", "ncc", s)
     template, _ = rivals._on_grid(found)
     factor = rivals.reduction((template.shape[1], template.shape[0]), s.template_px)
-    expected = rivals._correlated(whole, part, replace(found, fit=replace(found.fit, place=TURNED)), template, factor // finer, s)
+    turned = replace(found, fit=replace(found.fit, place=TURNED))  # a crop that was turned has maps of its own
+    expected = rivals._correlated(whole, part, turned, template, factor // finer, s, plain=True)
     kept = part.maps_in(whole, s.template_px, s.band_px)
-    scores = rivals._correlated(whole, part, found, template, factor // finer, s)
-    assert (scores[0] is kept.plain, scores[1] is kept.banded) == (not anew, not anew)
-    for ours, own in zip(scores, expected, strict=True):  # a crop that was turned has maps of its own
+    scores = rivals._correlated(whole, part, found, template, factor // finer, s, plain=True)
+    assert [is_band for is_band, _ in scores] == [False, True]
+    assert [ours is own for (_, ours), own in zip(scores, (kept.plain, kept.banded), strict=True)] == [not anew, not anew]
+    for (_, ours), (_, own) in zip(scores, expected, strict=True):
         assert np.abs(ours - own).max() < 0.1
+    (only,) = rivals._correlated(whole, part, found, template, factor // finer, s, plain=False)
+    assert only[0] and np.array_equal(only[1], scores[1][1])
 
 
 @pytest.mark.parametrize(("elsewhere", "tied"), [(0.9, False), (0.03, True)])
