@@ -110,17 +110,17 @@ def _by_tiles(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
 def _by_windows(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
     """Why what windows saw at full size makes no match; None if it does, or if none were needed."""
     found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
-    if windows is None:
-        return None
-    if is_burst(settled.moved, windows, s):
+    if windows is not None and is_burst(settled.moved, windows, s):
         return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
     if left_over >= s.another_picture:
         return (
             "no_match",
-            "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
+            "The crop shows the same scene with other noise: another exposure or scan than this original, or a place that looks alike.",
         )
     if left_over >= s.most_unexplained:
         return "doubtful", "The crop differs from the original by more than its file format explains: edited, or another scan."
+    if windows is None:
+        return None
     if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
         return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
     if not windows and (settled.kept or not convinces(found, s)):

@@ -349,6 +349,11 @@ class MatcherSettings(Settings):
         description="variance of what neither the original nor the crop's file explains, over what is allowed for: of 1,100 turned "
         "crops of any quality one reaches 2.2; of another scan's crops one in ten has less at JPEG 75, a third at JPEG 40",
     )
+    alone_gap: float = Field(
+        0.1,
+        description="distance of the plain NCC elsewhere from which the tiles of a small crop are believed without this; the wrong places "
+        "of crops of one edge had 0.03 at the most, right ones with strong edits 0.17 and more",
+    )
     another_picture: float = Field(
         3.0,
         description="the same from which it is another scan for sure; sharpened crops of an original that was saved anew reach 2.5",

@@ -25,7 +25,7 @@ from cropreg.matching.fine import (
     window_at,
 )
 from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit, whole_step
-from cropreg.matching.local import Displacements, common_stretch, lean, pull_at_edges
+from cropreg.matching.local import Displacements, lean, pull_at_edges
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Plane
@@ -33,8 +33,10 @@ from cropreg.matching.register import register
 from cropreg.matching.residual import coarser_steps, unexplained
 from cropreg.matching.rounding import SNAPPED
 from cropreg.matching.settings import MatcherSettings
+from cropreg.matching.unrest import look_for_unrest
 from cropreg.matching.verify import quantile
 
+SAME_PX = 1.0  # original px; two places whose windows end nearer to each other are one
 SIGMAS, RESIZED_PX = 3.0, 0.08
 """Of a resized crop: what least squares is too sure by, and what the unknown kernel and the rounded size add, in crop px (of 250 crops)."""
 
@@ -71,9 +73,12 @@ class Settled:
         return still and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
 
 
-def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings) -> Settled:
-    """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it."""
-    unrest = _unrest(found, kept, s)
+def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings, *, alone: bool = True) -> Settled:
+    """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it.
+
+    ``alone`` says that nothing else in the original looks much like the crop.
+    """
+    unrest = look_for_unrest(found, kept, s)
     if unrest.stretch_px is not None:
         found = replace(found, fit=replace(found.fit, place=places.stretched(found.place, crop.size_wh, unrest.stretch_px)))
     noisy = not kept and places.scale(found.place) > 1 / s.rescan_scale  # it shows all of the noise, or another one
@@ -83,12 +88,15 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     # Longer than an export's rounding makes it, and told in one line: there it is the line that has become thicker.
     odd = not kept and unrest.spread < s.telling_spread
     odd = odd and _stretched_px(found.place, crop.size_wh) * places.scale(found.place) > s.odd_aspect_px
+    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
+    is_small = math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows  # one of an edge fits others, too
     if unrest.calm and sure and not (noisy or odd) and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
-        return Settled(found, found.place, kept, _error_px(found, kept))
+        asked = is_small and not alone
+        left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if asked else None
+        return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
     full_o, full_c = Plane(original.full()), Plane(crop.full())
-    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
     texture = _reduced_to(crop.search_plane, s.map_step_px)
 
@@ -100,18 +108,18 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         register_windows, full_o, full_c, smooth_px=s.smooth_px, band_px=s.band_px,
         iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
     )  # fmt: skip
-    start = place = common = places.shifted(*np.round(found.place[:, 2])) if kept else found.place
+    start = place = common = _whole(found.place) if kept else found.place
     rectangles = chosen(per_side)
     windows, error_px, confirmed = look(start, rectangles=rectangles), _error_px(found, kept), False
     if kept and windows:
         shift, error_px = common_shift(windows)
-        asked = start[:, 2] + shift
-        whole = np.round(asked)
-        between = float(np.abs(asked - whole).max())
+        wanted = start[:, 2] + shift
+        whole = np.round(wanted)
+        between = float(np.abs(wanted - whole).max())
         noisy = between > max(s.whole_px, s.whole_sigmas * error_px)  # sampled anew, or scanned
         # An edit of tone moves the windows of a smooth picture each its own way, by more than their errors.
         kept = not noisy or between <= s.whole_spreads * spread_px(windows)
-        common = places.shifted(*(asked if noisy else whole))
+        common = places.shifted(*(wanted if noisy else whole))
         place = places.shifted(*np.clip(whole, 0, np.subtract(original.size_wh, crop.size_wh))) if kept else common
         same_size = not kept
         apart_px = distances_px(windows, start, place)
@@ -152,9 +160,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     error_px = max(error_px, _stretched_px(place, crop.size_wh)) if odd else error_px
     moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
-    steps, left_over = crop.rounding_steps, None
-    if steps is not None and (noisy or moved) and not is_burst(moved, windows, s):
-        left_over = _unexplained(original, crop, place, steps, s)
+    asked = bool(noisy or moved or is_small) and not is_burst(moved, windows, s)
+    left_over = _unexplained(original, crop, place, s) if asked else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
 
 
@@ -178,11 +185,20 @@ def is_burst(moved: int, windows: list[Window], s: MatcherSettings) -> bool:
     return moved >= max(s.burst_windows, s.burst_share * len(windows))
 
 
-def _unexplained(original: Picture, crop: Picture, place: Affine, steps: NDArray[np.float64], s: MatcherSettings) -> float | None:
+def _whole(place: Affine) -> Affine:
+    """The place of a crop that was only cut out, in whole pixels."""
+    return places.shifted(*np.round(place[:, 2]))
+
+
+def _unexplained(original: Picture, crop: Picture, place: Affine, s: MatcherSettings) -> float | None:
     """:func:`unexplained`; where that is too much, whether the crop was saved twice, or made black and white, is looked at, too.
 
-    Of a file that rounds nothing away an earlier one is looked for at once: what that has left is easily explained.
+    Of a file that rounds nothing away an earlier one is looked for at once: what that has left is easily explained.  None where it is
+    not known what the file has rounded away.
     """
+    steps = crop.rounding_steps
+    if steps is None:
+        return None
     full_o, full_c, corner = Plane(original.full()), Plane(crop.full()), crop.block_corner_xy
     left_over = None
     if steps.max() >= SNAPPED:
@@ -223,18 +239,27 @@ def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affi
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
     candidates = [found.place, *rivals]
+    centers = np.array([((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in rectangles])
     rests = np.ones((len(candidates), len(rectangles)))
-    for row, place in zip(rests, candidates, strict=True):
+    at_xy = np.stack([places.apply(place, centers) for place in candidates])
+    for i, place in enumerate(candidates):
         windows = register_windows(
             full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
             iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, clear_ncc=s.sure_median, most_sigma_px=np.inf,
         )  # fmt: skip
-        of_center = {tuple(w.center_xy): w.rest for w in windows}
-        row[:] = [of_center.get(((x1 + x2) / 2, (y1 + y2) / 2), 1.0) for x1, y1, x2, y2 in rectangles]
+        of_center = {tuple(w.center_xy): w for w in windows}
+        for k, center in enumerate(centers.tolist()):
+            if (window := of_center.get(tuple(center))) is not None:
+                rests[i, k] = window.rest
+                at_xy[i, k] += window.shift_px
     telling = rests.min(0) < s.telling_rest
-    means = rests[:, telling if telling.any() else slice(None)].mean(1) + 0.002
+    telling = telling if telling.any() else slice(None)
+    means = rests[:, telling].mean(1) + 0.002
     best = int(np.argmin(means))
-    tied = bool(np.sort(means)[1] < s.rival_ratio * means[best])
+    # The windows of one that lies a few pixels along an edge end at the very place: it is no other one.
+    apart = np.abs(at_xy[:, telling] - at_xy[best, telling]).max((1, 2)) >= SAME_PX
+    best = best if apart[0] else 0
+    tied = bool((means[apart] < s.rival_ratio * means[best]).any())
     if best == 0:
         return found, tied
     scale = 1.0 if found.is_shift else places.scale(found.place)
@@ -334,73 +359,3 @@ def _is_exact(found: Found, kept: bool, s: MatcherSettings) -> bool:
 def _reduced_to(plane: Plane, step_px: int) -> Plane:
     """The plane at about ``step_px`` full-size pixels per pixel, as a map of where texture is; small planes stay as they are."""
     return plane.reduced(max(1, min(round(step_px / plane.step), min(plane.size_wh) // 24)))
-
-
-@dataclass(frozen=True)
-class _Unrest:
-    """Whether all tiles lie still, how many could tell, the median of their displacements over their errors, and suspects.
-
-    ``spread`` is the deviation of the places of those that could tell, in shares of the crop, in the direction in which it is less.
-    ``apart`` is that median of what is left of the displacements without the one they have in common.
-    ``drift_px`` is what they ask for in common, in original pixels: what robust weights have overruled; ``stretch_px`` the
-    stretch of a resized crop that one scale does not tell, see :func:`common_stretch`.  ``suspects`` are the centres
-    (x, y), in crop pixels, of tiles that most clearly do not lie still.
-    """
-
-    calm: bool
-    tiles: int
-    spread: float
-    median: float
-    apart: float
-    drift_px: float
-    stretch_px: NDArray[np.float64] | None
-    suspects: list[tuple[float, float]]
-
-
-def _unrest(found: Found, kept: bool, s: MatcherSettings) -> _Unrest:
-    """Looks for tiles that want to move by more than their own error explains.
-
-    Aliasing moves tiles of a true crop at random; what has moved in the scene moves larger tiles, and the smaller ones in them, alike.
-    """
-    small, large = found.displacements(s)
-    corner = small.sigmas_px < s.motion_sigma * found.pair.step
-    if corner.sum() < s.least_motion_tiles:
-        return _Unrest(False, 0, 0.0, 0.0, 0.0, np.inf, None, [])
-    spread = 0.0 if kept else float((np.argwhere(corner).std(0) / corner.shape).min())
-    stretch_px = None
-    if not kept and corner.sum() >= s.least_stretch_tiles:  # an export's rounded sides are not told by one scale
-        w, h = found.pair.grid.size_wh
-        stretch_px = common_stretch(small, corner, w / h, 0.5 / places.scale(found.place))
-        small, large = small.without_stretch(stretch_px), large.without_stretch(stretch_px)
-    shifts, sigmas = small.shifts_px[corner], np.maximum(small.sigmas_px[corner], 1e-6)
-    relative = np.hypot(*shifts.T) / sigmas
-    median = quantile(relative, 0.5)
-    apart = quantile(np.hypot(*(shifts - np.median(shifts, 0)).T) / sigmas, 0.5) if median > s.moving_median else median
-    calm = median < s.calm_median and quantile(relative, 0.9) < s.calm_most
-    size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
-    sure = (large.sigmas_px < s.motion_sigma * found.pair.step) & (size >= s.suspect_px)
-    strength = np.where(sure, size / np.maximum(large.sigmas_px, 1e-6), 0.0)
-    suspects = _suspects(found, small, large, strength, s) if strength.max() >= s.suspect_ratio else []  # else not worth full size
-    weights = 1 / sigmas**2
-    drift_px = float(np.abs(weights @ shifts).max() / weights.sum())
-    return _Unrest(calm and not suspects, int(corner.sum()), spread, median, apart, drift_px, stretch_px, suspects)
-
-
-def _suspects(
-    found: Found, small: Displacements, large: Displacements, strength: NDArray[np.float64], s: MatcherSettings
-) -> list[tuple[float, float]]:
-    """The centres (x, y), in crop pixels, of the strongest of the large tiles of which the small one in the middle wants to move alike."""
-    grid, (rows, columns), suspects = found.pair.grid, strength.shape, []
-    size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
-    for k in np.argsort(-strength, axis=None, kind="stable")[: s.most_suspects]:
-        row, column = divmod(int(k), columns)
-        if strength[row, column] < s.suspect_least:
-            break
-        part = small.shifts_px[
-            (2 * row + 1) * small.shifts_px.shape[0] // (2 * rows), (2 * column + 1) * small.shifts_px.shape[1] // (2 * columns)
-        ]
-        along = float(part @ large.shifts_px[row, column]) / size[row, column]
-        if along >= s.suspect_px / 2 and along >= 0.7 * float(np.hypot(*part)):
-            x, y = (column + 0.5) * (grid.size_wh[0] // columns), (row + 0.5) * (grid.size_wh[1] // rows)
-            suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
-    return suspects

@@ -157,8 +157,8 @@ def test_a_place_refused_as_another_scan_is_given_up_where_no_window_agrees_eith
         found = search(*args)
         return found if len(asked) > 1 else replace(found, fit=replace(found.fit, place=places.shifted(40, 30)))
 
-    def refused(whole, part, found, kept, s):
-        settled = settle(whole, part, found, kept, s)
+    def refused(whole, part, found, kept, s, alone):
+        settled = settle(whole, part, found, kept, s, alone=alone)
         if len(asked) > 1:
             return settled
         windows = [replace(window, rest=0.7) for window in settled.windows or []]
@@ -393,7 +393,7 @@ def test_a_frame_of_a_burst_that_was_zoomed_by_a_hair_is_no_export(pixels, kind)
 
 def test_a_place_with_other_noise_or_of_which_hardly_a_window_tells_may_be_a_mirage(original, pixels, monkeypatch):
     seen, settle = [], finding.settle
-    monkeypatch.setattr(finding, "settle", lambda *a: seen.append(settle(*a)) or seen[-1])
+    monkeypatch.setattr(finding, "settle", lambda *a, **k: seen.append(settle(*a, **k)) or seen[-1])
     crop = cv2.resize(pixels[200:1000, 400:1400], None, fx=0.95, fy=0.95, interpolation=cv2.INTER_CUBIC)
     assert find(original, encode(np.asarray(crop, np.uint8))).verdict == "found"
     s, windows = MatcherSettings(), [replace(window, rest=0.01) for window in seen[0].windows]

@@ -1,0 +1,117 @@
+"""Small crops that show hardly more than an edge: it looks alike all along, and like others; what is said of them must be right."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cropreg.boxes import Box
+from cropreg.matching import place as places
+from cropreg.matching.find import find
+from cropreg.matching.follow import Found, _levels, compare
+from cropreg.matching.match import Match
+from cropreg.matching.picture import Picture
+from cropreg.matching.plane import Pair, Plane
+from cropreg.matching.register import register
+from cropreg.matching.rivals import _followed
+from cropreg.matching.settings import MatcherSettings
+from cropreg.matching.settle import settle, tell_apart
+
+from .conftest import encode, scene
+
+S = MatcherSettings()
+GREY = np.ascontiguousarray(scene(8)[..., 1])
+WIDE, HIGH = 81, 47
+
+
+@cache
+def bands(seed: int) -> NDArray[np.uint8]:
+    """Pale bands that swing across a dark wall; each has a sharp edge and one that fades."""
+    rows, columns = np.mgrid[:800, :1260].astype(float)
+    random = np.random.default_rng(seed)
+    phase = (rows + 60 * np.sin(columns / 170 + random.uniform(0, 6)) + 0.45 * columns) / 110
+    phase = (phase + 0.15 * np.sin(columns / 90) * np.cos(rows / 130)) % 1
+    tone = 20 + 220 * np.clip((phase - 0.2) / 0.25, 0, 1) * (phase < 0.75)
+    return np.clip(cv2.GaussianBlur(tone, (0, 0), 1) + random.normal(0, 1, tone.shape), 0, 255).astype(np.uint8)
+
+
+def at(pair: Pair, x: int, y: int) -> Found:
+    """What a comparison sees at a place."""
+    fit = register(pair, places.shifted(x, y), "shift", iterations=5)
+    return Found(fit, compare(pair, fit.place, S), "ncc", pair)
+
+
+def cut(seed: int, x: int, y: int, settings: MatcherSettings = S) -> Match:
+    """The match of a small crop of the wall, both saved as JPEG."""
+    wall = bands(seed)
+    return find(encode(wall, quality=92), encode(wall[y : y + HIGH, x : x + WIDE], quality=90), settings)
+
+
+@pytest.mark.parametrize(("seed", "x", "y"), [(14, 1055, 509), (26, 643, 255), (16, 248, 59), (18, 316, 162)])
+def test_an_edge_that_looks_like_another_is_told_from_it_by_what_is_left_over(seed, x, y):
+    assert cut(seed, x, y).verdict in ("no_match", "doubtful")
+    blind = cut(seed, x, y, MatcherSettings(most_unexplained=1e9, another_picture=1e9))
+    assert blind.verdict == "found" and blind.box != Box(x, y, x + WIDE, y + HIGH)
+
+
+@pytest.mark.parametrize(("seed", "x", "y"), [(3, 307, 309), (13, 1144, 287)])
+def test_and_so_is_one_that_was_compared_without_windows(seed, x, y):
+    assert cut(seed, x, y).verdict == "no_match"
+    blind = cut(seed, x, y, MatcherSettings(alone_gap=-1.0))
+    assert blind.verdict == "found" and blind.box != Box(x, y, x + WIDE, y + HIGH)
+
+
+@pytest.mark.parametrize(("seed", "x", "y"), [(15, 164, 496), (21, 181, 595), (25, 830, 559), (55, 477, 162)])
+def test_a_place_from_which_the_windows_slide_to_the_very_place_is_no_second_one(seed, x, y):
+    match = cut(seed, x, y)
+    assert (match.verdict, match.box) == ("found", Box(x, y, x + WIDE, y + HIGH))
+
+
+def test_where_something_looks_alike_the_right_place_is_looked_for_again():
+    match = cut(23, 331, 6)
+    assert (match.verdict, match.box) == ("found", Box(331, 6, 331 + WIDE, 6 + HIGH))
+    assert cut(23, 331, 6, MatcherSettings(most_unexplained=1e9, another_picture=1e9)).verdict != "found"
+
+
+def test_a_clear_peak_is_believed_rather_than_what_slides_away_from_it():
+    match = cut(58, 530, 491)
+    assert (match.verdict, match.box) == ("found", Box(530, 491, 530 + WIDE, 491 + HIGH))
+    assert cut(58, 530, 491, MatcherSettings(peak_ncc=1.1)).verdict != "found"
+
+
+def test_a_small_crop_with_much_texture_is_not_asked_what_is_left_over():
+    part = np.ascontiguousarray(GREY[300:400, 500:620])
+    whole, crop = Picture.of_pixels(GREY, ""), Picture.of_pixels(part, "")
+    found = at(Pair(Plane(GREY).smoothed(0.9), Plane(part).smoothed(0.9), 15), 500, 300)
+    assert settle(whole, crop, found, True, S).unexplained is None
+    assert settle(whole, crop, found, True, S, alone=False).unexplained is not None
+
+
+def test_places_a_pixel_apart_are_one_and_places_farther_apart_are_tied():
+    wall = np.tile(GREY[:300, :300], (3, 3))
+    crop = np.ascontiguousarray(wall[320:520, 330:560])
+    found = at(Pair(Plane(wall).smoothed(0.9), Plane(crop).smoothed(0.9), 15), 330, 320)
+    pictures = Picture.of_pixels(wall, ""), Picture.of_pixels(crop, "")
+    near, far = places.shifted(332, 321), places.shifted(30, 320)
+    assert tell_apart(*pictures, found, [near], S) == (found, False)
+    assert tell_apart(*pictures, found, [near, far], S)[1]
+
+
+@pytest.mark.parametrize(("start", "follows"), [((330, 320), False), ((36, 324), True), ((100, 100), False)])
+def test_a_rival_is_followed_only_where_it_fits_and_is_another_place(start, follows):
+    wall = np.tile(GREY[:300, :300], (3, 3))
+    pair = Pair(Plane(wall).smoothed(0.9), Plane(wall[320:520, 330:560]).smoothed(0.9), 15)
+    place = _followed([pair.reduced(4), pair.reduced(2)], [0.9, 0.9], places.shifted(*start), places.shifted(330, 320), (230, 200))
+    assert (place is not None) == follows
+    assert place is None or np.abs(place[:, 2] - (30, 320)).max() < 0.5
+
+
+def test_a_clear_peak_near_enough_is_followed_on_the_finest_level_alone():
+    assert list(_levels(3.0, "shift", clear=True)) == [0]
+    assert list(_levels(3.0, "shift", clear=False)) == [1, 0]
+    assert list(_levels(6.0, "shift", clear=True)) == [2, 0]
+    assert list(_levels(3.0, "similarity", clear=True)) == [2, 1, 0]
