@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, between, dot, warped
+from cropreg.matching.place import Affine, moved_within
+from cropreg.matching.plane import Pair, dot, warped
 
 UNLIKE_NCC = 0.5  # correlation of a tile below which it shows something else, and
 LEAST_SHOWN = 0.1  # its variance over the mean one, below which that is said of no tile
@@ -57,7 +57,8 @@ def verify(pair: Pair, place: Affine, *, most_tiles: int, least_tile_px: int, no
     matrix = pair.matrix(place)
     target, moved = pair.target, pair.moved(matrix)
     target_raw = pair.crop.pixels
-    moved_raw = warped(pair.original, between(pair.original, pair.crop, place), pair.crop.size_wh)
+    edge_x, edge_y = ((n - inner) / 2 for n, inner in zip(pair.crop.size_wh, (w, h), strict=True))
+    moved_raw = warped(pair.original, moved_within(matrix, -edge_x, -edge_y), pair.crop.size_wh)
     nx, ny = (min(most_tiles, max(1, n // least_tile_px)) for n in (w, h))
     tw, th = w // nx, h // ny
 
