@@ -350,9 +350,9 @@ class MatcherSettings(Settings):
         "crops of any quality one reaches 2.2; of another scan's crops one in ten has less at JPEG 75, a third at JPEG 40",
     )
     alone_gap: float = Field(
-        0.1,
-        description="distance of the plain NCC elsewhere from which the tiles of a small crop are believed without this; the wrong places "
-        "of crops of one edge had 0.03 at the most, right ones with strong edits 0.17 and more",
+        0.15,
+        description="distance of the plain NCC elsewhere from which a small crop is believed without this; the wrong places of crops of "
+        "an edge had 0.1 at the most, right ones with strong edits 0.17 and more",
     )
     another_picture: float = Field(
         3.0,

@@ -89,10 +89,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     odd = not kept and unrest.spread < s.telling_spread
     odd = odd and _stretched_px(found.place, crop.size_wh) * places.scale(found.place) > s.odd_aspect_px
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    is_small = math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows  # one of an edge fits others, too
+    # A small crop of an edge fits others, too.
+    doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
     if unrest.calm and sure and not (noisy or odd) and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
-        asked = is_small and not alone
-        left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if asked else None
+        left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
         return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
@@ -160,7 +160,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     error_px = max(error_px, _stretched_px(place, crop.size_wh)) if odd else error_px
     moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
-    asked = bool(noisy or moved or is_small) and not is_burst(moved, windows, s)
+    asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = _unexplained(original, crop, place, s) if asked else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
 
