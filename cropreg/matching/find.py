@@ -113,14 +113,14 @@ def _as_it_is(blank: Match, original: Picture, crop: Picture, s: MatcherSettings
     by_grain_alone = cache(partial(_by_grain, blank, original, crop, s))
     if found is None or not there:
         return _not_found(blank, original, crop, by_grain_alone, s)
-    match, certain = _settled(blank, original, crop, found, by_grain_alone, s)
+    match, certain, left_over = _settled(blank, original, crop, found, by_grain_alone, s)
     mirages = [found.place]
     while not certain and len(mirages) <= s.most_mirages:
         found = search(original, crop, lowest, s, mirages)
         if found is None or not passes(found, s):
             break
-        again, certain = _settled(blank, original, crop, found, by_grain_alone, s)
-        if again.verdict == "found":
+        again, certain, left_again = _settled(blank, original, crop, found, by_grain_alone, s)
+        if again.verdict == "found" and (left_over is None or left_again is None or left_again <= left_over):
             return again
         mirages.append(found.place)
     return match
@@ -133,8 +133,8 @@ def _lowest_scale(original: Picture, crop: Picture, s: MatcherSettings) -> float
 
 def _settled(
     blank: Match, original: Picture, crop: Picture, found: Found, by_grain_alone: Callable[[], Match | None], s: MatcherSettings
-) -> tuple[Match, bool]:
-    """The verdict on the place that was found, and whether there is no need to look for another one."""
+) -> tuple[Match, bool, float | None]:
+    """The verdict on the place that was found, whether there is no need to look for another one, and what it leaves unexplained."""
     # First of all, for as a mere shift a crop turned by little fits elsewhere about as well.
     found, kept = kept_or_free(original, crop, found, s)
     elsewhere = rivals(original, crop, found, s)
@@ -152,12 +152,12 @@ def _settled(
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
         if (faint or settled.error_px > s.scattered_px) and (proven := by_grain_alone()) is not None:
-            return proven, True
+            return proven, True, None
     if match.verdict == "found":
         match = _inside_border(blank, original, crop, settled, match, s)
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
-    return match, certain or not settled.may_be_mirage(s)
+    return match, certain or not settled.may_be_mirage(s), settled.unexplained
 
 
 def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Settled, match: Match, s: MatcherSettings) -> Match:

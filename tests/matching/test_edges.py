@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cropreg.boxes import Box
+from cropreg.matching import find as finding
 from cropreg.matching import place as places
 from cropreg.matching.find import find
 from cropreg.matching.follow import Found, _levels, compare
@@ -74,6 +75,19 @@ def test_where_something_looks_alike_the_right_place_is_looked_for_again():
     match = cut(23, 331, 6)
     assert (match.verdict, match.box) == ("found", Box(331, 6, 331 + WIDE, 6 + HIGH))
     assert cut(23, 331, 6, MatcherSettings(most_unexplained=1e9, another_picture=1e9)).verdict != "found"
+
+
+@pytest.mark.parametrize(
+    ("left_over", "taken"), [((0.2, 1.1), False), ((1.1, 0.2), True), ((None, 1.1), True), ((1.1, None), True)]
+)
+def test_another_place_is_taken_only_if_it_leaves_no_more_over(monkeypatch, left_over, taken):
+    search, seen = finding.search, []
+    unsure, other = Match("doubtful", "first"), Match("found")
+    answers = [(unsure, False, left_over[0]), (other, True, left_over[1])]
+    monkeypatch.setattr(finding, "search", lambda *a: seen.append(seen[0] if seen else search(*a[:4])) or seen[-1])
+    monkeypatch.setattr(finding, "_settled", lambda *a: answers[len(seen) - 1])
+    assert find(encode(GREY), encode(GREY[200:900, 300:1300])) == (other if taken else unsure)
+    assert len(seen) == 2
 
 
 def test_a_clear_peak_is_believed_rather_than_what_slides_away_from_it():
