@@ -146,7 +146,7 @@ def _settled(
             others = [p for p in (first.place, *elsewhere.places) if places.distance_px(p, best.place, crop.size_wh) > near_px]
             again, tied = tell_apart(original, crop, found, others, s)
             tied = tied or again is not found
-    alone = elsewhere.score is None or found.evidence.score - elsewhere.score >= s.alone_gap
+    alone = tied or elsewhere.score is None or found.evidence.score - elsewhere.score >= s.alone_gap
     settled = settle(original, crop, found, kept, s, alone=alone)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:

@@ -112,13 +112,16 @@ def _by_windows(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
     found, windows, left_over = settled.found, settled.windows, settled.unexplained or 0.0
     if windows is not None and is_burst(settled.moved, windows, s):
         return "no_match", "Parts of the picture have moved: the crop comes from a neighbouring frame, not from this original."
-    if left_over >= s.another_picture:
+    if left_over >= s.another_picture and not settled.doubted:
         return (
             "no_match",
-            "The crop shows the same scene with other noise: another exposure or scan than this original, or a place that looks alike.",
+            "The crop shows the same scene with other noise: another exposure or another scan, not this original.",
         )
     if left_over >= s.most_unexplained:
-        return "doubtful", "The crop differs from the original by more than its file format explains: edited, or another scan."
+        return (
+            "doubtful",
+            "The crop differs from the original by more than its file format explains: edited, another scan, or a place that looks alike.",
+        )
     if windows is None:
         return None
     if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself

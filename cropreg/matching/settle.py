@@ -51,6 +51,7 @@ class Settled:
     planes where most have moved so far that no window had to be asked.
     ``confirmed`` says that most windows of a crop that was only cut out ask for this very pixel, which chance makes one in a thousand do.
     ``unexplained`` is what neither the original nor the crop's own coding explains, about 1 for true crops; None where it was not asked.
+    ``doubted`` says that this was asked only because the crop is small and something else looks much like it.
     ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
     """
 
@@ -64,6 +65,7 @@ class Settled:
     confirmed: bool = False
     unexplained: float | None = None
     same_grain: bool = False
+    doubted: bool = False
 
     def may_be_mirage(self, s: MatcherSettings) -> bool:
         """Whether the tiles do not convince, or most full-size windows see something else there; and not the same thing moved."""
@@ -93,7 +95,7 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
     if unrest.calm and sure and not (noisy or odd) and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
         left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
-        return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over)
+        return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
     full_o, full_c = Plane(original.full()), Plane(crop.full())
@@ -160,9 +162,10 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
         error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
     error_px = max(error_px, _stretched_px(place, crop.size_wh)) if odd else error_px
     moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
+    doubted = doubted and not (noisy or moved)
     asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = _unexplained(original, crop, place, s) if asked else None
-    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over)
+    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
 
 
 def _moved_as_one(windows: list[Window], start: Affine, place: Affine, s: MatcherSettings) -> Affine | None:

@@ -60,7 +60,7 @@ def test_an_edge_that_looks_like_another_is_told_from_it_by_what_is_left_over(se
 
 
 def test_nor_is_it_believed_where_something_else_looks_much_like_it():
-    assert cut(13, 1144, 287).verdict == "no_match"
+    assert cut(13, 1144, 287).verdict in ("no_match", "doubtful")
     blind = cut(13, 1144, 287, MatcherSettings(alone_gap=-1.0))
     assert blind.verdict == "found" and blind.box != Box(1144, 287, 1144 + WIDE, 287 + HIGH)
 
