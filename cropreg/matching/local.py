@@ -87,7 +87,9 @@ def pull_at_edges(tiles: Displacements, which: NDArray[np.bool_], aspect: float)
     (y, yu), (yv, _) = (rows[:, :2].T @ (weights * dy) @ columns[:, :2]).tolist()
     normal = np.array([[n, 0, a, 0, -b], [0, n, 0, b, a], [a, 0, aa, 0, -ab], [0, b, 0, bb, ab], [-b, a, -ab, ab, aa + bb]])
     normal += 1e-9 * n * np.eye(5)
-    covariance = cv2.invert(normal, flags=cv2.DECOMP_CHOLESKY)[1]  # a third of numpy's cost
+    regular, covariance = cv2.invert(normal, flags=cv2.DECOMP_CHOLESKY)  # a third of numpy's cost
+    if not regular:
+        return np.inf, np.inf
     pull = covariance @ (x, y, xu, yv, yu - xv)
     reach = np.array([1.0, 1 / aspect, max(1.0, 1 / aspect)])
     return float((np.abs(pull[2:]) * reach).max()), float((np.sqrt(np.diag(covariance)[2:]) * reach).max())

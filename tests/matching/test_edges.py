@@ -114,6 +114,23 @@ def test_places_a_pixel_apart_are_one_and_places_farther_apart_are_tied():
     assert tell_apart(*pictures, found, [near, far], S)[1]
 
 
+def test_places_a_few_pixels_apart_that_both_fit_are_two():
+    wall = np.tile(GREY[:300, 40:45], (1, 100))
+    crop = np.ascontiguousarray(wall[100:250, 100:300])
+    found = at(Pair(Plane(wall).smoothed(0.9), Plane(crop).smoothed(0.9), 15), 100, 100)
+    assert tell_apart(Picture.of_pixels(wall, ""), Picture.of_pixels(crop, ""), found, [places.shifted(105, 100)], S)[1]
+
+
+@pytest.mark.parametrize(("px", "quality"), [(50, 80), (90, 80)])
+def test_a_small_crop_of_a_repeating_wall_is_ambiguous_though_each_part_was_coded_by_itself(px, quality):
+    tile = cv2.GaussianBlur(np.tile(np.random.default_rng(px).normal(0, 1, (px, px)).astype(np.float32), (3, 3)), (0, 0), 3)
+    tile = tile[px : 2 * px, px : 2 * px]
+    wall = np.clip(np.tile(tile / tile.std() * 30 + 128, (900 // px + 1, 1200 // px + 1)), 0, 255).astype(np.uint8)
+    original = encode(wall, quality=quality)
+    decoded = cv2.imdecode(np.frombuffer(original, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert find(original, encode(decoded[203:322, 311:488], quality=92)).verdict == "ambiguous"
+
+
 @pytest.mark.parametrize(("start", "follows"), [((330, 320), False), ((36, 324), True), ((100, 100), False)])
 def test_a_rival_is_followed_only_where_it_fits_and_is_another_place(start, follows):
     wall = np.tile(GREY[:300, :300], (3, 3))
