@@ -70,7 +70,6 @@ def _suspects(
 ) -> list[tuple[float, float]]:
     """The centres (x, y), in crop pixels, of the strongest of the large tiles of which the small one in the middle wants to move alike."""
     grid, (rows, columns), suspects = found.pair.grid, strength.shape, []
-    size = np.hypot(large.shifts_px[..., 0], large.shifts_px[..., 1])
     for k in np.argsort(-strength, axis=None, kind="stable")[: s.most_suspects]:
         row, column = divmod(int(k), columns)
         if strength[row, column] < s.suspect_least:
@@ -78,7 +77,8 @@ def _suspects(
         part = small.shifts_px[
             (2 * row + 1) * small.shifts_px.shape[0] // (2 * rows), (2 * column + 1) * small.shifts_px.shape[1] // (2 * columns)
         ]
-        along = float(part @ large.shifts_px[row, column]) / size[row, column]
+        shift = large.shifts_px[row, column]
+        along = float(part @ shift) / float(np.hypot(*shift))
         if along >= s.suspect_px / 2 and along >= 0.7 * float(np.hypot(*part)):
             x, y = (column + 0.5) * (grid.size_wh[0] // columns), (row + 0.5) * (grid.size_wh[1] // rows)
             suspects.append((grid.shift_xy[0] + x * grid.step_xy[0], grid.shift_xy[1] + y * grid.step_xy[1]))
