@@ -30,7 +30,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
-from cropreg.matching.rivals import Elsewhere, rivals
+from cropreg.matching.rivals import Elsewhere, repeated_by, rivals
 from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks, standing_out
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
@@ -147,17 +147,36 @@ def _settled(
             again, tied = tell_apart(original, crop, found, others, s)
             tied = tied or again is not found
     alone = tied or elsewhere.score is None or found.evidence.score - elsewhere.score >= s.alone_gap
-    settled = settle(original, crop, found, kept, s, alone=alone)
+    settled = settle(original, crop, found, kept, s, alone=alone, repeats=bool(elsewhere.places))
+    tied = tied or _repeats(original, crop, settled, s)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
-        if (faint or settled.error_px > s.scattered_px) and (proven := by_grain_alone()) is not None:
+        alike = match.verdict != "found" and (tied or elsewhere.places)
+        if (faint or alike or settled.error_px > s.scattered_px) and (proven := by_grain_alone()) is not None:
             return proven, True, None
     if match.verdict == "found":
         match = _inside_border(blank, original, crop, settled, match, s)
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s), settled.unexplained
+
+
+def _repeats(original: Picture, crop: Picture, settled: Settled, s: MatcherSettings) -> bool:
+    """Whether all windows repeat themselves, as a weave that planes do not show does, and fit as well where one of them does."""
+    windows = settled.windows or []
+    moves = [repeated_by(window.pair.target, s.repeat_px, s.repeat_ncc) for window in windows[:1]]
+    for window in windows[1:]:
+        if not moves[-1]:
+            break
+        moves.append(repeated_by(window.pair.target, s.repeat_px, s.repeat_ncc))
+    if not moves or not moves[-1]:
+        return False
+    found = replace(settled.found, fit=replace(settled.found.fit, place=settled.place))
+    step_x, step_y = windows[0].pair.grid.step_xy
+    others = [places.compose(settled.place, places.shifted(x * step_x, y * step_y)) for x, y in moves[0]]
+    best, tied = tell_apart(original, crop, found, others, s)
+    return tied or best is not found
 
 
 def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Settled, match: Match, s: MatcherSettings) -> Match:

@@ -15,9 +15,12 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
 from cropreg.matching.plane import EDGE_PX, Pair, Plane, band_pass, between
 from cropreg.matching.register import COARSE_ITERATIONS, register
+from cropreg.matching.rounding import BLOCK
 from cropreg.matching.search import bands_map, correlation_map, reduction, summits, vertex
 from cropreg.matching.settings import MatcherSettings
 
+LEAST_COMPARED_PX = 8  # plane px; side of a part of a crop below which it is like anything
+MOST_MOVES = 4
 MUCH_BORDER_PX = 40  # plane px; of smaller crops the border, which smoothing has mirrored, is a good part, and is left out
 
 
@@ -34,14 +37,19 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
 
     Cost: a millisecond, or the correlation of the planes where the crop repeats itself; for tiny crops up to a quarter of a second.
     """
-    found = _on_whole_plane(original, crop, found, s)
+    judged, found = found, _on_whole_plane(original, crop, found, s)
     template, corner_xy = _on_grid(found)
     if min(template.shape) < 6:
         return Elsewhere(None, [])
     factor = reduction((template.shape[1], template.shape[0]), s.template_px)
     finer = min(2, factor)
     has_band = found.pair.bands is not None and template is found.pair.crop.pixels  # but for its border
-    repeats = _repeats(found.pair.target if has_band else band_pass(template, s.band_px), found.is_shift, s)
+    band = found.pair.target if has_band else band_pass(template, s.band_px)
+    moves = repeated_by(band, s.repeat_px, s.repeat_ncc)
+    # The scale of a small crop is not sure, nor is its place.
+    repeats = bool(moves) or min(band.shape) // 2 < (s.repeat_px * 3 // 4 if found.is_shift else s.repeat_px)
+    if judged is not found:
+        moves = repeated_by(judged.pair.target, s.repeat_px, s.repeat_ncc)
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
@@ -52,16 +60,36 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
         for is_band, scores in maps:
             x, y = round(here_x), round(here_y)
             at_place = float(scores[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max(initial=0.0))
-            for column, row, ncc in summits(scores, 2, apart_px=s.rival_apart_px, but_near_xy=(x, y)):
+            left, top, right, bottom = _room(found, (here_x, here_y), k, original.size_wh, crop.size_wh)
+            inside = scores[top:bottom, left:right]
+            for column, row, ncc in summits(inside, s.search_peaks, apart_px=s.rival_apart_px, but_near_xy=(x - left, y - top)):
                 if not is_band:
                     best = ncc if best is None else max(best, ncc)
                 if ncc > (max(0.3, s.rival_share * at_place) if is_band else at_place - s.rival_gap):
-                    peak_x, peak_y = vertex(scores, column, row)
+                    peak_x, peak_y = vertex(scores, left + column, top + row)
                     starts.append((ncc + is_band, (peak_x - here_x) * k, (peak_y - here_y) * k))
     starts.sort(reverse=True)
-    near = _registered(found, starts[: s.search_peaks if repeats else s.search_peaks // 2], factor, crop.size_wh, s)
+    near = _registered(
+        found, starts[: 2 * s.search_peaks if repeats else s.search_peaks // 2], 1 if moves else factor, crop.size_wh, s
+    )
+    near += _beside(judged, moves, crop.size_wh, s)
     scores_elsewhere = [score for score, _ in near] + ([best] if best is not None else [])
     return Elsewhere(max(scores_elsewhere, default=None), [place for _, place in near])
+
+
+def _room(
+    found: Found, here_xy: tuple[float, float], factor: int, original_wh: tuple[int, int], crop_wh: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the part of a map, on which the place lies at ``here_xy``, where all of the crop is inside.
+
+    A template without its border would fit beyond.
+    """
+    w, h = crop_wh
+    corners = places.apply(found.place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    step_xy = factor * np.array(found.pair.original.step_xy)
+    low = np.maximum(0, np.ceil(here_xy - corners.min(0) / step_xy - 0.5))
+    high = np.floor(here_xy + (original_wh - corners.max(0)) / step_xy + 0.5) + 1
+    return int(low[0]), int(low[1]), max(0, int(high[0])), max(0, int(high[1]))
 
 
 def _correlated(
@@ -86,24 +114,29 @@ def _correlated(
     return [(False, correlation_map(whole, part)), (True, banded)] if plain else [(True, banded)]
 
 
-def _repeats(band: NDArray[np.float32], is_shift: bool, s: MatcherSettings) -> bool:
-    """Whether the liveliest part of the band-passed crop is like its surroundings: the scale of the search may not tell them apart."""
+def repeated_by(band: NDArray[np.float32], most_px: int, least_ncc: float) -> list[tuple[int, int]]:
+    """By which moves (x, y) the liveliest part of a band-passed crop, at most ``most_px`` a side, is like its surroundings.
+
+    The four best, and ``BLOCK`` times as far: whole blocks apart, JPEG codes repeats alike.
+    """
     h, w = band.shape
-    side = min(s.repeat_px, min(h, w) // 2)
-    if side < (s.repeat_px * 3 // 4 if is_shift else s.repeat_px):  # the scale of a small crop is not sure, nor is its place
-        return True
+    side = min(most_px, min(h, w) // 2)
     reach = side // 2
+    if side < LEAST_COMPARED_PX:
+        return []
     energy = cv2.blur(band * band, (side, side))[side : h - side + 1, side : w - side + 1]
-    y, x = np.unravel_index(int(energy.argmax()), energy.shape)
-    part = band[y + side // 2 : y + side // 2 + side, x + side // 2 : x + side // 2 + side]
-    near = band[
-        max(0, y + side // 2 - reach) : y + side // 2 + side + reach, max(0, x + side // 2 - reach) : x + side // 2 + side + reach
-    ]
-    scores = bands_map(near, part)
-    _, _, _, (px, py) = cv2.minMaxLoc(scores)
-    maxima = (scores >= cv2.dilate(scores, None))[1:-1, 1:-1]  # along an edge everything is alike, but has no second maximum
-    maxima[max(0, py - 4) : py + 3, max(0, px - 4) : px + 3] = False
-    return bool((scores[1:-1, 1:-1][maxima] > s.repeat_ncc).any())
+    _, _, _, (left, top) = cv2.minMaxLoc(energy)  # of the square's surroundings, which begin ``reach`` before it
+    part = band[top + reach : top + reach + side, left + reach : left + reach + side]
+    scores = bands_map(band[top : top + side + 2 * reach, left : left + side + 2 * reach], part)
+    maxima = np.where(
+        scores >= cv2.dilate(scores, None), scores, np.float32(-1)
+    )  # along an edge everything is alike, without a second one
+    maxima[reach - 3 : reach + 4, reach - 3 : reach + 4] = -1
+    maxima[[0, -1]] = maxima[:, [0, -1]] = -1
+    rows, columns = np.nonzero(maxima > least_ncc)
+    order = np.argsort(-maxima[rows, columns], kind="stable")[:MOST_MOVES]
+    moves = np.stack([columns[order], rows[order]], 1) - reach
+    return [(x, y) for x, y in np.concatenate([moves, BLOCK * moves]).tolist()]
 
 
 def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
@@ -167,9 +200,25 @@ def _registered(
         if place is None:
             continue
         fit = register(found.pair, place, "shift", iterations=s.iterations, tolerance_px=0.02, least_ncc=least_here)
-        if not fit.converged or fit.ncc <= least_here:
+        if fit.ncc <= least_here:
             continue
         if any(places.distance_px(fit.place, known, crop_wh) < apart for known in (found.place, *(place for _, place in result))):
+            continue
+        evidence = compare(found.pair, fit.place, s)
+        if evidence.inside > s.least_inside:
+            result.append((evidence.score, fit.place))
+    return result
+
+
+def _beside(found: Found, moves: list[tuple[int, int]], crop_wh: tuple[int, int], s: MatcherSettings) -> list[tuple[float, Affine]]:
+    """Score and place of those ``moves`` (x, y) in plane pixels of a crop that repeats itself, that fit nearly as well."""
+    result: list[tuple[float, Affine]] = []
+    least = _least_ncc(_rest(found.fit.ncc), s)
+    step_x, step_y = found.pair.original.step_xy
+    for x, y in moves:
+        start = compose(places.shifted(x * step_x, y * step_y), found.place)
+        fit = register(found.pair, start, "shift", iterations=s.iterations, tolerance_px=0.02, least_ncc=least)
+        if fit.ncc <= least or places.distance_px(fit.place, found.place, crop_wh) < step_x:
             continue
         evidence = compare(found.pair, fit.place, s)
         if evidence.inside > s.least_inside:

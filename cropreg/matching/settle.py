@@ -75,10 +75,13 @@ class Settled:
         return still and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
 
 
-def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings, *, alone: bool = True) -> Settled:
-    """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it.
+def settle(
+    original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings, *, alone: bool = True, repeats: bool = False
+) -> Settled:
+    """Goes to full size with a place of :func:`kept_or_free` if its predicted error or the tiles ask for it, or if the crop ``repeats``.
 
-    ``alone`` says that nothing else in the original looks much like the crop.
+    ``alone`` says that nothing else in the original looks much like the crop.  Where other places fit nearly as well planes may show a
+    fine texture so coarsely that it seems to lie pixels off.
     """
     unrest = look_for_unrest(found, kept, s)
     if unrest.stretch_px is not None:
@@ -93,7 +96,8 @@ def settle(original: Picture, crop: Picture, found: Found, kept: bool, s: Matche
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     # A small crop of an edge fits others, too.
     doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
-    if unrest.calm and sure and not (noisy or odd) and unrest.drift_px < s.certain_drift_px and _is_exact(found, kept, s):
+    calm = unrest.calm and sure and unrest.drift_px < s.certain_drift_px
+    if calm and not (noisy or odd or repeats) and _is_exact(found, kept, s):
         left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
         return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:

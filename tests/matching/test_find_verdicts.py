@@ -157,8 +157,8 @@ def test_a_place_refused_as_another_scan_is_given_up_where_no_window_agrees_eith
         found = search(*args)
         return found if len(asked) > 1 else replace(found, fit=replace(found.fit, place=places.shifted(40, 30)))
 
-    def refused(whole, part, found, kept, s, alone):
-        settled = settle(whole, part, found, kept, s, alone=alone)
+    def refused(*args, **flags):
+        settled = settle(*args, **flags)
         if len(asked) > 1:
             return settled
         windows = [replace(window, rest=0.7) for window in settled.windows or []]

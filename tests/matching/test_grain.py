@@ -96,12 +96,11 @@ def slats(seed: int) -> Pixels:
     return np.clip(tone + np.random.default_rng(seed).normal(0, 2.0, tone.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("at", "verdict"), [((800, 600), "found"), ((300, 200), "ambiguous")])
-def test_grain_tells_one_slat_from_the_next_where_windows_ask_for_different_places(at, verdict):
-    (x, y), picture = at, slats(0)
+@pytest.mark.parametrize(("x", "y"), [(800, 600), (300, 200)])
+def test_grain_tells_one_slat_from_the_next_where_windows_ask_for_different_places(x, y):
+    picture = slats(0)
     match = find(encode(picture, quality=95), encode(picture[y : y + 900, x : x + 1000], quality=92))
-    assert match.verdict == verdict
-    assert verdict != "found" or match.box == Box(x, y, x + 1000, y + 900)
+    assert (match.verdict, match.box) == ("found", Box(x, y, x + 1000, y + 900))
     other = find(encode(slats(9), quality=95), encode(picture[y : y + 900, x : x + 1000], quality=92))
     assert other.verdict in ("ambiguous", "doubtful", "no_match")
 
