@@ -252,8 +252,7 @@ def _match_inside(blank: Match, original: Picture, crop: Picture, inner: Inner, 
         return match
     left, top, _, _ = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
     own, sure = margins_of(inner, original.full(), crop.full(), places.compose(place, places.shifted(-left, -top)))
-    more = [n + m for n, m in zip(own, inner.trimmed, strict=True)]
-    match = replace(match, box=_widened(place, inner.picture.size_wh, more))
+    match = replace(match, box=_widened(place, inner.picture.size_wh, own))
     return match if sure else replace(match, verdict="doubtful", reason=UNSEEN, probability=_halved(match.probability))
 
 

@@ -31,6 +31,7 @@ SHRUNK, SOFT = 1.2, 0.4  # times from which a crop's pixels are means of several
 FADE_STEP = 25.0  # grey levels from one even border to the next inside it: frames round each other are told apart by more
 TONE_BIN = 8  # grey levels that are edited alike
 PIECES = 16  # of the pixels they are learned from: some arithmetic at a time
+LAST_TONES = 3  # bins, of which what became of darker or brighter tones is told
 EVEN_PX = 9  # side of the square over which the original is even where tones are learned
 PAPER, MOSTLY, HARDLY = 8.0, 0.5, 0.35  # grey levels; the share of a line that is paper, beside letters, and beyond the bar's edge
 LINES = 64  # looked at together
@@ -38,6 +39,9 @@ FEW_LINES = 16  # compared with the original together: those of a wide frame rou
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
 OUTSIDE = -1000.0  # what lies beside the original: like no tone
 
+FEW_TONES = 0.1  # share of the pixels of one tone that may have become anything
+
+Interval = tuple[NDArray[np.float64], NDArray[np.float64]]
 Sides = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -127,27 +131,47 @@ def is_margin(original: Plane, crop: Plane, place: Affine) -> bool:
     matrix = between(original, crop, place)
     blurred = math.ceil(original.step / crop.step) + 1  # innermost lines, into which the picture reaches
     peak = PEAK if original.step == 1 else FAR_PEAK
-    shared, clear = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred, peak)
-    return shared == clear == sides and all(n == 0 or n > blurred for n in sides)
+    shared, clear, sure = shared_lines(original.pixels, crop.pixels, matrix, sides, blurred, peak)
+    return sure and shared == clear == sides and all(n == 0 or n > blurred for n in sides)
 
 
 def margins_of(inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], place: Affine) -> tuple[Sides, bool]:
-    """How many of the even lines at each side are the picture's own: left, top, right, bottom; and whether that is sure.
+    """How many of the lines at each side that the inner picture lacks are its own: left, top, right, bottom; and whether that is sure.
 
-    ``place`` is that of the whole crop.  Where it lacks something small that the original shows, at one side it may have been
-    retouched; at two sides and more it is a frame, if that has one width.
+    ``place`` is that of the whole crop.  Where it lacks something small that the original shows, it may have been retouched, or
+    freed from noise; at two sides and more it is rather a frame.
     """
-    shared, clear = shared_lines(original, crop, between(Plane(original), Plane(crop), place), inner.sides)
-    own, sure, _ = _own_lines(inner.sides, shared)
+    matrix = between(Plane(original), Plane(crop), place)
+    shared, clear, told = shared_lines(original, crop, matrix, inner.sides)
+    own, sure = _own_lines(inner.sides, shared)
     lacking = sum(a < b for a, b in zip(clear, shared, strict=True))
     if lacking > 1:
-        own, sure, even = _own_lines(inner.sides, clear)
-        sure = sure and even
-    return own, sure and lacking != 1
+        own, _ = _own_lines(inner.sides, clear)
+    blurred = _blurred_lines(inner, original, crop, matrix)
+    left, top, right, bottom = (n + more if n else some for n, more, some in zip(own, inner.trimmed, blurred, strict=True))
+    return (left, top, right, bottom), sure and told and not lacking
 
 
-def _own_lines(sides: Sides, shared: Sides) -> tuple[Sides, bool, bool]:
-    """The picture's own of the even lines at each side, whether that is sure, and whether two sides and more show the same frame.
+def _blurred_lines(inner: Inner, original: NDArray[np.uint8], crop: NDArray[np.uint8], matrix: Affine) -> Sides:
+    """How many of the lines that were trimmed at each side look more like the original than like the border, from the inside outwards."""
+    height, width = crop.shape
+    x1, y1, x2, y2 = (n + more for n, more in zip(inner.sides, inner.trimmed, strict=True))
+    x2, y2 = width - x2, height - y2
+    tones, counts = _tones(original, crop, matrix, (x1, y1, x2, y2)), [0, 0, 0, 0]
+    for side, n in enumerate(inner.trimmed):
+        if not n:
+            continue
+        left, top, right, bottom = ((x1 - n, y1, x1, y2), (x1, y1 - n, x2, y1), (x2, y1, x2 + n, y2), (x1, y2, x2, y2 + n))[side]
+        outermost = (crop[:, 0], crop[0], crop[:, -1], crop[-1])[side]
+        here, there = crop[top:bottom, left:right].astype(np.float32), _shown(original, matrix, (left, top, right, bottom))
+        along = 1 if side % 2 else 0
+        own = np.abs(here - np.clip(here, *tones.likely(there))).mean(along) <= np.abs(here - np.median(outermost)).mean(along)
+        counts[side] = int(np.argmin([*(own[::-1] if side < 2 else own), False]))
+    return counts[0], counts[1], counts[2], counts[3]
+
+
+def _own_lines(sides: Sides, shared: Sides) -> tuple[Sides, bool]:
+    """The picture's own of the even lines at each side, and whether that is sure.
 
     ``shared`` are those that the original shows as well.  White on white shows no frame, so what it is at the other sides tells of it:
     seen at three, or if the border has its width everywhere, it goes round; where a side has none, a bar may have another one opposite.
@@ -156,7 +180,7 @@ def _own_lines(sides: Sides, shared: Sides) -> tuple[Sides, bool, bool]:
     frames = [n - own for n, own in zip(sides, shared, strict=True)]
     wide = sorted((n for n in frames if n > 0), reverse=True)
     if not wide:
-        return sides, True, False
+        return sides, True
     same = next((a for a, b in itertools.pairwise(wide) if a - b <= ALIKE_PX), 0)
     width = same or wide[0]
     partly = [0 < frame < width - ALIKE_PX and width <= n for n, frame in zip(sides, frames, strict=True)]
@@ -170,12 +194,12 @@ def _own_lines(sides: Sides, shared: Sides) -> tuple[Sides, bool, bool]:
         sure = same > 0 and (level or (sum(hidden) == 1 and same <= sides[hidden.index(True)]))
     more = [n >= width and (p or h) for n, p, h in zip(sides, partly, hidden, strict=True)]
     left, top, right, bottom = (n - (width if m else frame) for n, frame, m in zip(sides, frames, more, strict=True))
-    return (left, top, right, bottom), sure, same > 0
+    return (left, top, right, bottom), sure
 
 
 def shared_lines(
     original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, sides: Sides, blurred: int = 0, peak: float = PEAK
-) -> tuple[Sides, Sides]:
+) -> tuple[Sides, Sides, bool]:
     """How many even lines at each side of ``crop``, from the inside outwards, ``original`` shows as well: no frame, but a margin.
 
     Args:
@@ -186,22 +210,30 @@ def shared_lines(
         peak: grey levels by which a pixel differs that shows something small.
 
     Returns:
-        Those that are the same as a whole, and those up to the first one in which the crop lacks something small.
+        Those that are the same as a whole; those up to the first one in which the crop lacks something small; and whether that is told
+        by tones that the crop shows elsewhere, too: of darker and brighter ones nobody knows what an editor has made of them.
     """
     height, width = crop.shape
     left, top, right, bottom = sides
-    tones, edited = _tones(original, crop, matrix, (left, top, width - right, height - bottom))
+    tones = _tones(original, crop, matrix, (left, top, width - right, height - bottom))
+    guessed: list[bool] = []
 
     def compared(x1: int, y1: int, x2: int, y2: int, turn: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         # turned so that its innermost line is the first row
         there = np.rot90(_shown(original, matrix, (x1, y1, x2, y2)), turn)
-        inside = np.interp(there, tones, edited)  # beyond the tones that were learned they are shifted
-        there = inside + np.minimum(there - tones[0], 0) + np.maximum(there - tones[-1], 0)
-        here = np.rot90(crop[y1:y2, x1:x2], turn)
-        lines, tone = there - here, here.mean(1, keepdims=True)
-        apart = np.abs(lines)
-        gone = (apart >= peak) & (2 * np.abs(here - tone) < np.abs(there - tone))  # not only dimmed, as by shrinking
-        return np.asarray((np.abs(lines.mean(1)) < TONE) & (apart.mean(1) < GRAIN)), ~gone.any(1)
+        here = np.rot90(crop[y1:y2, x1:x2], turn).astype(np.float32)
+        nearest = np.clip(here, *tones.likely(there))
+        alike = _alike(nearest, here)
+        if not alike.all():
+            perhaps = _alike(np.clip(here, *tones.possible(there)), here) & (there.std(1) < GRAIN)
+            if (perhaps & ~alike).any():
+                guessed.append(True)
+                return perhaps, np.ones(len(here), np.bool_)
+        tone = here.mean(1, keepdims=True)
+        gone = (np.abs(nearest - here) >= peak) & (
+            2 * np.abs(here - tone) < np.abs(nearest - tone)
+        )  # not only dimmed, as by shrinking
+        return alike, ~gone.any(1)
 
     def count(side: int) -> tuple[int, int]:
         x1, y1, x2, y2 = left, top, width - right, height - bottom
@@ -216,6 +248,8 @@ def shared_lines(
             )
             alike, calm = compared(*parts[side])
             alike[: max(0, blurred - done)] = True
+            if not done and len(alike) > EDGE_PX:  # resizing has blurred the innermost ones
+                alike[:EDGE_PX] |= alike[EDGE_PX]
             calm[: max(0, blurred - done, EDGE_PX - done)] = True  # the tip of a letter reaches into the innermost ones
             if not calm.all():
                 clear = min(clear, done + int(np.argmin(calm)))
@@ -226,9 +260,15 @@ def shared_lines(
         return sides[side], clear
 
     if left + right >= width or top + bottom >= height:
-        return (0, 0, 0, 0), (0, 0, 0, 0)
+        return (0, 0, 0, 0), (0, 0, 0, 0), True
     (a, e), (b, f), (c, g), (d, h) = (count(side) for side in range(4))
-    return (a, b, c, d), (e, f, g, h)
+    return (a, b, c, d), (e, f, g, h), not guessed
+
+
+def _alike(there: NDArray[np.floating], here: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which lines (n, length) show the same tone, and nothing else."""
+    apart = there - here
+    return np.asarray((np.abs(apart.mean(1)) < TONE) & (np.abs(apart).mean(1) < GRAIN))
 
 
 def _shown(original: NDArray[np.generic], matrix: Affine, part: Sides) -> NDArray[np.float32]:
@@ -251,10 +291,43 @@ def _shown(original: NDArray[np.generic], matrix: Affine, part: Sides) -> NDArra
     return np.asarray(cv2.warpAffine(region, here, (x2 - x1, y2 - y1), flags=flags, borderValue=OUTSIDE), np.float32)
 
 
-def _tones(
-    original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, inner: Sides
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How the crop's tones were edited: tones of the original, rising, and what became of them in the crop.
+@dataclass(frozen=True)
+class Tones:
+    """What became of the original's tones in the crop: some ``before`` (n,), rising, their medians ``after``, and between what they lie."""
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    least: NDArray[np.float64]
+    most: NDArray[np.float64]
+
+    def likely(self, there: NDArray[np.float32]) -> Interval:
+        """What became of tones of the original, at least and at most.
+
+        Darker and brighter ones than are known are shifted by as much as the last, or change on as fast as the last few did.
+        """
+        inside = np.interp(there, self.before, self.after)
+        beyond = np.minimum(there - self.before[0], 0) + np.maximum(there - self.before[-1], 0)
+        few = min(LAST_TONES, len(self.before) - 1)
+        darker, brighter = (
+            (self.after[b] - self.after[a]) / (self.before[b] - self.before[a]) if few else 1.0
+            for a, b in ((0, few), (-1 - few, -1))
+        )
+        shifted_on, changed_on = inside + beyond, inside + beyond * np.where(beyond < 0, darker, brighter)
+        outside = there < OUTSIDE / 2
+        both = [np.where(outside, OUTSIDE, np.clip(values, 0, 255)) for values in (shifted_on, changed_on)]
+        return np.minimum(*both), np.maximum(*both)
+
+    def possible(self, there: NDArray[np.float32]) -> Interval:
+        """The same, if an editor may have done anything but turn dark into bright, and not the same everywhere."""
+        low, high = self.likely(there)
+        outside, dark, bright = there < OUTSIDE / 2, there < self.before[0], there > self.before[-1]
+        low = np.minimum(low, np.where(dark, 0.0, np.interp(there, self.before, self.least)))
+        high = np.maximum(high, np.where(bright, 255.0, np.interp(there, self.before, self.most)))
+        return np.where(outside, OUTSIDE, low), np.where(outside, OUTSIDE, high)
+
+
+def _tones(original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Affine, inner: Sides) -> Tones:
+    """How the crop's tones were edited.
 
     Learned from windows all over its ``inner`` part, where both show the same picture, and only where the original is even.
     """
@@ -273,10 +346,10 @@ def _tones(
     counts = np.array([np.count_nonzero(bins == b) for b in range(255 // TONE_BIN + 1)])
     seen = np.nonzero(counts >= max(8, bins.size // 5000))[0]
     if not len(seen):
-        return np.array([0.0, 255.0]), np.array([0.0, 255.0])
+        return Tones(*np.tile([0.0, 255.0], (4, 1)))
     # Medians: what was painted over the crop is no edit of tone.
-    learned = [(float(np.median(tones[bins == b])), float(np.median(edited[bins == b]))) for b in seen]
-    return np.array([a for a, _ in learned]), np.array([b for _, b in learned])
+    learned = [(np.median(tones[bins == b]), *np.quantile(edited[bins == b], (0.5, FEW_TONES, 1 - FEW_TONES))) for b in seen]
+    return Tones(*np.array(learned, np.float64).T)
 
 
 def _spread(start: int, end: int, side: int) -> list[int]:

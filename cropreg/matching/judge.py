@@ -14,7 +14,7 @@ from cropreg.matching.local import found_elsewhere, shared_slope
 from cropreg.matching.match import Match
 from cropreg.matching.rivals import Elsewhere
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import Settled, is_burst
+from cropreg.matching.settle import SIGMAS, Settled, is_burst
 from cropreg.matching.verify import Evidence
 
 CALIBRATION = {"median": 0.17, "low": 1.72, "band": 1.2, "log_tiles": 1.23, "constant": -2.57}
@@ -45,6 +45,13 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
     if asked and (slope := shared_slope(found.pair, found.place)) < least_slope:
         verdict, told = "doubtful", max(0.0, slope)
         reason = "Nothing in the crop tells where along one direction it lies: it shows hardly more than lines or noise."
+    least_px = max(s.most_outside_px, 0.5 / scale + SIGMAS * settled.error_px)
+    outside = places.outside_px(place, crop_wh, blank.original_wh or crop_wh) > least_px
+    if verdict == "found" and outside:
+        verdict, reason = (
+            "doubtful",
+            "A part of the crop lies beyond the original: a frame, a caption, or the window it was shown in.",
+        )
     # Strong edits make the plain NCC of true places low, and skies that of all others high.
     sure = settled.same_grain or convinces(found, s) or _evenly(found.evidence, s) or _confirmed(settled, s)
     if verdict == "found" and gap < s.least_gap and not sure:
@@ -60,7 +67,7 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         gap=round(gap, 6),
         method=found.method,
         error_px=round(settled.error_px, 4),
-        probability=round(told * _probability(settled, tied + (strange is not None)), 4),
+        probability=round(told * _probability(settled, tied + outside + (strange is not None)), 4),
     )
 
 

@@ -119,3 +119,10 @@ def distance_px(a: Affine, b: Affine, crop_wh: tuple[int, int]) -> float:
     w, h = crop_wh
     corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64)
     return float(np.abs(apply(a, corners) - apply(b, corners)).max())
+
+
+def outside_px(place: Affine, crop_wh: tuple[int, int], original_wh: tuple[int, int]) -> float:
+    """By how many original pixels the corners of a crop reach beyond the original at the most; 0 if they do not."""
+    w, h = crop_wh
+    corners = apply(place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    return max(0.0, float(-corners.min()), float((corners - original_wh).max()))

@@ -94,6 +94,11 @@ class MatcherSettings(Settings):
         "straight lines fit at any scale; a wrong place had 0.45, right ones 0.76 and more but for one with 0.51",
     )
     fair_tiles: int = Field(1, description="textured tiles below which nothing was found")
+    most_outside_px: float = Field(
+        2.0,
+        gt=0,
+        description="original px by which a crop that is found may reach beyond the original: less may be the place's error",
+    )
     least_inside: float = Field(0.97, description="share of the crop's sides inside the original; the fit may be off by a little")
     overlap: float = Field(0.985, description="the crop's sides over the original's, from which the lowest possible scale follows")
     grain_share: float = Field(0.6, description="correlation of grain elsewhere over the best, above which it is a pattern")

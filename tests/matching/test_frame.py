@@ -46,9 +46,9 @@ def test_a_star_that_shrinking_has_dimmed_is_not_missing_and_one_that_was_painte
     crop = np.asarray(cv2.resize(sky, (200, 120), interpolation=cv2.INTER_AREA), np.uint8)
     sides = (0, 24, 0, 0)
     matrix = between(Plane(sky), Plane(crop), from_box(Box(0, 0, 500, 300), (200, 120)))
-    assert shared_lines(sky, crop, matrix, sides) == (sides, sides)
+    assert shared_lines(sky, crop, matrix, sides) == (sides, sides, True)
     sky[10:14, 250:254] = 200
-    assert shared_lines(sky, crop, matrix, sides) == (sides, (0, 24 - 10 * 2 // 5 - 2, 0, 0))
+    assert shared_lines(sky, crop, matrix, sides) == (sides, (0, 24 - 10 * 2 // 5 - 2, 0, 0), True)
 
 
 @pytest.mark.long
@@ -121,7 +121,43 @@ def test_what_a_frame_is_where_it_shows_tells_where_it_does_not(
     inner = inside_frame(Picture.of_pixels(crop, "crop"))
     assert inner is not None and (inner.sides[1], inner.sides[3]) == border[:2]
     place = shifted(x1 - border[2], 50 - border[0])
-    assert margins_of(inner, sheet[..., 0], crop[..., 0], place) == (own, sure)
+    with_trimmed = tuple(n + more for n, more in zip(own, inner.trimmed, strict=True))
+    assert margins_of(inner, sheet[..., 0], crop[..., 0], place) == (with_trimmed, sure)
+
+
+@pytest.mark.parametrize("value", [0.83, 1.0, 1.12])
+@pytest.mark.parametrize("tone", [0, 255])
+def test_a_margin_stays_one_though_its_tone_is_beyond_all_that_the_picture_shows(tone: int, value: float) -> None:
+    """A print with a margin, made darker or brighter as a whole: of black and white the picture inside tells nothing."""
+    print_ = cv2.copyMakeBorder(cv2.resize(scene(4), (700, 500)) // 2 + 60, 70, 70, 70, 70, cv2.BORDER_CONSTANT, value=(tone,) * 3)
+    crop = np.clip(print_[20:610, 30:800] * value, 0, 255).astype(np.uint8)
+    match = find(encode(print_, quality=92), encode(crop, quality=80))
+    assert (match.verdict, match.box) == ("found", Box(30, 20, 800, 610))
+
+
+def test_a_margin_whose_tone_nobody_can_foretell_is_doubtful_and_its_box_right() -> None:
+    print_ = cv2.copyMakeBorder(cv2.resize(scene(4), (700, 500)) // 2 + 20, 70, 70, 70, 70, cv2.BORDER_CONSTANT, value=(255,) * 3)
+    curve = np.interp(np.arange(256), [0, 160, 255], [0, 160, 190]).astype(np.uint8)  # what is brighter than the picture was dimmed
+    match = find(encode(print_, quality=92), encode(curve[print_[20:610, 30:800]], quality=80))
+    assert (match.verdict, match.box) == ("doubtful", Box(30, 20, 800, 610))
+
+
+@pytest.mark.parametrize(("bar", "quality"), [(BLACK, 85), (WHITE, 85), (WHITE, 60)])
+def test_a_bar_whose_edge_jpeg_has_blurred_takes_no_line_with_it(bar: tuple[int, int, int], quality: int) -> None:
+    photo = scene(6)
+    crop = cv2.copyMakeBorder(photo[100:600, 120:700], 0, 0, 61, 61, cv2.BORDER_CONSTANT, value=bar)
+    match = find(encode(photo, quality=92), encode(crop, quality=quality))
+    assert (match.verdict, match.box) == ("found", Box(120, 100, 700, 600))
+
+
+def test_a_crop_that_reaches_beyond_its_original_is_not_found() -> None:
+    """The window it was shown in: a title above, with a name and a button, and thin sides."""
+    photo = scene(7)
+    bar = np.full((36, photo.shape[1], 3), 60, np.uint8)
+    cv2.putText(bar, "IMG_2041.jpg - Viewer", (20, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (220, 220, 220), 2)
+    cv2.circle(bar, (photo.shape[1] - 40, 18), 9, (90, 90, 230), -1)
+    match = find(encode(photo, quality=92), encode(np.vstack([bar, photo])))
+    assert match.verdict != "found"
 
 
 def test_bars_of_paper_end_at_a_clear_edge_and_take_a_third_of_a_side_at_most() -> None:
