@@ -149,6 +149,8 @@ def _settled(
     alone = tied or elsewhere.score is None or found.evidence.score - elsewhere.score >= s.alone_gap
     settled = settle(original, crop, found, kept, s, alone=alone, repeats=bool(elsewhere.places))
     tied = tied or _repeats(original, crop, settled, s)
+    if tied and settled.doubted:  # each repeat was coded by itself
+        settled = replace(settled, unexplained=None)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.place import Affine
-from cropreg.matching.plane import Pair, Plane, warped
+from cropreg.matching.plane import Pair, Plane, deviation, warped
 from cropreg.matching.register import register
 from cropreg.matching.search import bands_map
 
@@ -34,6 +34,11 @@ class Window:
     sigma_px: float
     rest: float
     pair: Pair
+
+    @cached_property
+    def energy(self) -> float:
+        """The standard deviation of the band-passed window in grey levels: how much it shows."""
+        return deviation(self.pair.target)
 
     def rest_at(self, place: Affine) -> float:
         """The unexplained share at another place."""

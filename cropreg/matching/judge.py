@@ -36,9 +36,9 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         angle, scale = round(places.angle_deg(place), 5), round(places.scale(place), 6)
     score = found.evidence.score
     gap = score - (elsewhere.score or 0.0)
-    strange = None if settled.same_grain else _by_tiles(settled, s)
+    strange, seen = (None, None) if settled.same_grain else (_by_tiles(settled, s), _by_windows(settled, s))
     told = 1.0  # how well its slopes tell the place
-    verdict, reason = _verdict(settled, tied, strange, s)
+    verdict, reason = _verdict(settled, tied, [refusal for refusal in (strange, seen) if refusal], s)
     few = settled.windows is not None and len(settled.windows) < s.least_edge_windows
     asked = verdict == "found" and (few or settled.error_px > s.slope_px) and not (settled.confirmed or settled.same_grain)
     least_slope = s.least_slope_small if max(crop_wh) < s.slope_small_px else s.least_slope
@@ -67,15 +67,14 @@ def answer(blank: Match, crop_wh: tuple[int, int], settled: Settled, elsewhere: 
         gap=round(gap, 6),
         method=found.method,
         error_px=round(settled.error_px, 4),
-        probability=round(told * _probability(settled, tied + outside + (strange is not None)), 4),
+        probability=round(told * _probability(settled, tied + outside + (strange is not None) + (seen is not None)), 4),
     )
 
 
-def _verdict(settled: Settled, tied: bool, strange: tuple[str, str] | None, s: MatcherSettings) -> tuple[str, str | None]:
-    """The verdict and why; ``strange`` is what :func:`_by_tiles` says."""
+def _verdict(settled: Settled, tied: bool, refused: list[tuple[str, str]], s: MatcherSettings) -> tuple[str, str | None]:
+    """The verdict and why; ``refused`` is what :func:`_by_tiles` and :func:`_by_windows` say against it."""
     if settled.same_grain:
         return "found", None
-    refused = [verdict for verdict in (strange, _by_windows(settled, s)) if verdict]
     if refused:
         return next((verdict for verdict in refused if verdict[0] == "no_match"), refused[0])
     found, windows = settled.found, settled.windows
@@ -131,6 +130,13 @@ def _by_windows(settled: Settled, s: MatcherSettings) -> tuple[str, str] | None:
         )
     if windows is None:
         return None
+    lively = [window.rest for window in windows if window.energy >= s.lively]
+    unlike = sum(rest >= s.lively_unlike for rest in lively)
+    if len(lively) > 1 and (unlike > 1 or float(np.median(lively)) >= s.lively_rest):
+        return (
+            "doubtful",
+            "At full size parts of the crop show something else: edited, or a page or a poster that only looks alike.",
+        )
     if settled.moved > (0 if settled.kept else 1):  # at another scale one window may err by itself
         return "doubtful", "One part of the picture lies elsewhere in the original: edited, or a neighbouring frame."
     if not windows and (settled.kept or not convinces(found, s)):

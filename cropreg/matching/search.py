@@ -70,6 +70,8 @@ def summits(
 
     Those within ``apart_px`` of ``but_near_xy`` are left out; the slope that leads up to that place is no maximum either.
     """
+    if not scores.size:  # OpenCV divides by nought
+        return []
     if min(scores.shape) >= 3:
         left = np.where(scores >= cv2.dilate(scores, None), scores, np.float32(-1))  # None: 3 x 3
     else:

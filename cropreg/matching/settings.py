@@ -78,6 +78,11 @@ class MatcherSettings(Settings):
 
     sure_median: float = Field(0.93, description="median NCC of textured tiles that ends the search; wrong pairs reach 0.6")
     sure_low: float = Field(0.80, description="20% quantile of the same; wrong pairs reach 0.15")
+    calm_low: float = Field(
+        0.9,
+        description="the same below which full-size windows are looked at even if nothing moves: of 268 right crops that needed none "
+        "2 had less, half of the pages that only look alike",
+    )
     sure_tiles: int = Field(6, description="textured tiles without which the search goes on: fewer agree by chance")
     fair_median: float = Field(0.72, description="median NCC of textured tiles below which nothing was found")
     even_median: float = Field(
@@ -272,6 +277,20 @@ class MatcherSettings(Settings):
         0.6, gt=0, le=1, description="share of such windows, and at least ``least_edge_windows``, that confirms a whole pixel"
     )
     window_share: float = Field(0.4, description="share of windows that must agree unless the tiles convince already")
+    lively: float = Field(
+        12.0, gt=0, description="grey levels; deviation of a full-size window that neither noise nor JPEG outweighs"
+    )
+    lively_rest: float = Field(
+        0.15,
+        gt=0,
+        description="median unexplained share of such windows from which they show something else: of 377 right crops, edited ones among "
+        "them, one stamped window reached 0.16, the others 0.06; sheets of the same lines with other numbers had 0.2 to 0.7",
+    )
+    lively_unlike: float = Field(
+        0.35,
+        gt=0,
+        description="the same of any two: something small that was painted over, or a stamp, fills one of them at the most",
+    )
     strange_rest: float = Field(
         0.75,
         gt=0,

@@ -96,7 +96,7 @@ def settle(
     size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     # A small crop of an edge fits others, too.
     doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
-    calm = unrest.calm and sure and unrest.drift_px < s.certain_drift_px
+    calm = unrest.calm and sure and found.evidence.low >= s.calm_low and unrest.drift_px < s.certain_drift_px
     if calm and not (noisy or odd or repeats) and _is_exact(found, kept, s):
         left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
         return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
@@ -169,6 +169,9 @@ def settle(
     doubted = doubted and not (noisy or moved)
     asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = _unexplained(original, crop, place, s) if asked else None
+    if windows and not asked and not moved:  # full-size pixels are at hand: another frame in which nothing moved has other noise
+        left_over = _unexplained(original, crop, place, s)
+        doubted, left_over = True, left_over if left_over is not None and left_over >= s.another_picture else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
 
 

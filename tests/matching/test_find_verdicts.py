@@ -20,7 +20,7 @@ from cropreg.matching.plane import band_pass
 from cropreg.matching.search import bands_map, correlation_map
 from cropreg.matching.settings import MatcherSettings
 
-from .conftest import decoded, encode, scene, turned
+from .conftest import Pixels, decoded, encode, scene, turned
 
 pytestmark = pytest.mark.long
 
@@ -402,3 +402,44 @@ def test_a_place_with_other_noise_or_of_which_hardly_a_window_tells_may_be_a_mir
     assert replace(settled, unexplained=s.another_picture).may_be_mirage(s)  # another row of a pattern
     assert not replace(settled, unexplained=s.another_picture, moved=2).may_be_mirage(s)  # a neighbouring frame
     assert replace(settled, moved=2, tried=4 * len(windows)).may_be_mirage(s)  # too few to tell one
+
+
+def sheet(seed: int) -> Pixels:
+    """A spreadsheet: the same lines and headings every time, and other numbers."""
+    page, rng = np.full((1300, 1700, 3), 255, np.uint8), np.random.default_rng(seed)
+    for y in range(40, 1300, 42):
+        cv2.line(page, (0, y), (1699, y), (190, 190, 190), 1)
+        for x in range(60, 1700, 130):
+            cv2.line(page, (x, 0), (x, 1299), (190, 190, 190), 1)
+            cv2.putText(
+                page,
+                str(rng.integers(10_000, 99_999)),
+                (x + 12, y + 30),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.8,
+                (20, 20, 20),
+                2,
+                cv2.LINE_AA,
+            )
+    return page
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.83])
+def test_a_page_of_the_same_lines_with_other_numbers_is_another_one(scale):
+    original = encode(sheet(1), quality=90)
+    for seed, verdicts in ((1, ("found",)), (2, ("doubtful", "ambiguous", "no_match"))):
+        crop = cv2.resize(sheet(seed)[200:1100, 300:1500], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        match = find(original, encode(crop, quality=85))
+        assert match.verdict in verdicts and (match.verdict == "found" or match.probability < 0.6)
+
+
+def test_another_frame_in_which_hardly_anything_changed_has_other_noise():
+    picture = scene(5).astype(float)
+    frames = [
+        np.clip(picture + np.random.default_rng(seed).normal(0, 2.5, picture.shape), 0, 255).astype(np.uint8) for seed in (1, 2)
+    ]
+    for frame in frames:
+        frame[300:420, 500:640] = 90  # a door that is open in both crops
+    original = np.clip(picture + np.random.default_rng(1).normal(0, 2.5, picture.shape), 0, 255).astype(np.uint8)
+    verdicts = [find(encode(original, quality=95), encode(frame[150:700, 250:1050], quality=92)).verdict for frame in frames]
+    assert verdicts[0] == "found" and verdicts[1] != "found"

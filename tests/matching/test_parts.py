@@ -26,7 +26,7 @@ from cropreg.matching.plane import Pair, Plane, band_pass, band_pass_part
 from cropreg.matching.progressive import first_scan
 from cropreg.matching.register import PATIENCE, register
 from cropreg.matching.rivals import Elsewhere
-from cropreg.matching.search import Candidate, standing_out
+from cropreg.matching.search import Candidate, standing_out, summits
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.verify import verify
 
@@ -246,7 +246,7 @@ def test_tiles_that_convince_are_not_believed_where_no_full_size_window_agrees(p
     windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, rest, pair) for rest in (least_rest, 0.86, 0.82)]
     settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, 0.03, windows, tried=9)
     blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
-    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings()).verdict == verdict
+    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings(lively=1e9)).verdict == verdict
 
 
 @pytest.mark.parametrize(("error_px", "verdict"), [(0.02, "found"), (4.5, "doubtful")])
@@ -256,9 +256,29 @@ def test_a_plain_crop_whose_windows_ask_for_different_places_is_not_found(pair, 
     windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, 0.4, pair)] * 6
     settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, error_px, windows, tried=8)
     blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
-    match = answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings())
+    match = answer(blank, (320, 240), settled, Elsewhere(None, []), False, MatcherSettings(lively=1e9))
     assert match.verdict == verdict
     assert settled.may_be_mirage(MatcherSettings())
+
+
+@pytest.mark.parametrize(
+    ("rests", "verdict"),
+    [
+        ([0.01, 0.02, 0.01, 0.9], "found"),  # something painted over
+        ([0.01, 0.02, 0.9, 0.9], "doubtful"),
+        ([0.2, 0.3, 0.2, 0.25], "doubtful"),  # the same lines, and other numbers
+        ([0.9], "found"),
+    ],
+)
+def test_lively_windows_that_show_something_else_are_no_matter_of_jpeg(pair, rests, verdict):
+    fit = register(pair, places.shifted(120, 100), "shift", iterations=20)
+    evidence = verify(pair, fit.place, most_tiles=8, least_tile_px=10, noise=0.4)
+    windows = [Window(np.array([60.0, 60.0]), np.zeros(2), 0.01, rest, pair) for rest in rests]
+    settled = settle.Settled(Found(fit, evidence, "ncc", pair), fit.place, True, 0.03, windows, tried=len(rests))
+    blank = Match("unreadable", original_wh=(640, 480), crop_wh=(320, 240))
+    of = MatcherSettings(strange_rest=1.1)
+    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, of).verdict == verdict
+    assert answer(blank, (320, 240), settled, Elsewhere(None, []), False, of.model_copy(update={"lively": 1e9})).verdict == "found"
 
 
 @pytest.mark.parametrize(("apart_px", "least", "most"), [(0.1, 0.0, 0.5), (6.0, 5.0, 10.0)])
@@ -367,3 +387,8 @@ def test_slopes_are_shared_where_both_show_the_same_and_not_along_lines(angle_de
 
     assert shared(lines) < 0.3
     assert shared(spots) > 0.8
+
+
+def test_a_map_without_room_has_no_summits() -> None:
+    for shape in ((0, 5), (4, 0)):
+        assert summits(np.empty(shape, np.float32), 3, apart_px=2) == []
