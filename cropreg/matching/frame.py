@@ -382,8 +382,8 @@ def paper_sides(pixels: NDArray[np.generic]) -> Sides:
 
 def even_sides(pixels: NDArray[np.generic]) -> Sides:
     """How many even lines of one tone lie at the left, top, right and bottom; none anywhere if fewer than two sides have any."""
-    border = pixels[:1], pixels[-1:], pixels[:, :1], pixels[:, -1:]
-    if sum(deviation(line) < EVEN for line in border) < 2:
+    border = [line for line in (pixels[:1], pixels[-1:], pixels[:, :1], pixels[:, -1:]) if deviation(line) < EVEN]
+    if len(border) < 2:
         return 0, 0, 0, 0
     tone = float(np.median(np.concatenate([line.ravel() for line in border])))
 

@@ -378,6 +378,11 @@ class MatcherSettings(Settings):
         description="distance of the plain NCC elsewhere from which a small crop is believed without this: eight of nine wrong places of "
         "crops of an edge had 0.1 or less; one in sixty right ones, saved twice or strongly edited, becomes doubtful",
     )
+    other_noise: float = Field(
+        4.5,
+        description="the same where nothing but full-size pixels at hand gave rise to the question: 55 right crops, edited ones among them, "
+        "reach 1.9; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
+    )
     another_picture: float = Field(
         3.0,
         description="the same from which it is another scan for sure; sharpened crops of an original that was saved anew reach 2.5",

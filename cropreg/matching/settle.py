@@ -171,7 +171,7 @@ def settle(
     left_over = _unexplained(original, crop, place, s) if asked else None
     if windows and not asked and not moved:  # full-size pixels are at hand: another frame in which nothing moved has other noise
         left_over = _unexplained(original, crop, place, s)
-        doubted, left_over = True, left_over if left_over is not None and left_over >= s.another_picture else None
+        doubted, left_over = True, left_over if left_over is not None and left_over >= s.other_noise else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
 
 

@@ -150,6 +150,15 @@ def test_a_bar_whose_edge_jpeg_has_blurred_takes_no_line_with_it(bar: tuple[int,
     assert (match.verdict, match.box) == ("found", Box(120, 100, 700, 600))
 
 
+def test_the_tone_of_two_bars_is_not_asked_of_the_other_sides() -> None:
+    """Those are long, and mostly black."""
+    photo = np.where(scene(6) > 140, scene(6), 0)
+    photo[:8] = photo[590:610] = 0
+    crop = cv2.copyMakeBorder(photo[3:603, 120:1000], 0, 0, 19, 19, cv2.BORDER_CONSTANT, value=(128, 128, 128))
+    match = find(encode(photo, quality=92), encode(crop, quality=85))
+    assert (match.verdict, match.box) == ("found", Box(120, 3, 1000, 603))
+
+
 def test_a_crop_that_reaches_beyond_its_original_is_not_found() -> None:
     """The window it was shown in: a title above, with a name and a button, and thin sides."""
     photo = scene(7)
