@@ -380,8 +380,8 @@ class MatcherSettings(Settings):
     )
     other_noise: float = Field(
         4.5,
-        description="the same where nothing but full-size pixels at hand gave rise to the question: 55 right crops, edited ones among them, "
-        "reach 1.9; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
+        description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some of them edited, "
+        "none has 2; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
     )
     another_picture: float = Field(
         3.0,
