@@ -30,7 +30,7 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
-from cropreg.matching.rivals import Elsewhere, repeated_by, rivals
+from cropreg.matching.rivals import Elsewhere, beyond_blocks, repeated_by, rivals
 from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks, standing_out
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
@@ -176,7 +176,7 @@ def _repeats(original: Picture, crop: Picture, settled: Settled, s: MatcherSetti
         return False
     found = replace(settled.found, fit=replace(settled.found.fit, place=settled.place))
     step_x, step_y = windows[0].pair.grid.step_xy
-    others = [places.compose(settled.place, places.shifted(x * step_x, y * step_y)) for x, y in moves[0]]
+    others = [places.compose(settled.place, places.shifted(x * step_x, y * step_y)) for x, y in beyond_blocks(moves[0])]
     best, tied = tell_apart(original, crop, found, others, s)
     return tied or best is not found
 

@@ -21,6 +21,7 @@ from cropreg.matching.settings import MatcherSettings
 
 LEAST_COMPARED_PX = 8  # plane px; side of a part of a crop below which it is like anything
 MOST_MOVES = 4
+SLACK = 0.1  # correlation by which a crop may be less like itself than like a place beside: a move in whole pixels comes only near
 MUCH_BORDER_PX = 40  # plane px; of smaller crops the border, which smoothing has mirrored, is a good part, and is left out
 
 
@@ -48,8 +49,8 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     moves = repeated_by(band, s.repeat_px, s.repeat_ncc)
     # The scale of a small crop is not sure, nor is its place.
     repeats = bool(moves) or min(band.shape) // 2 < (s.repeat_px * 3 // 4 if found.is_shift else s.repeat_px)
-    if judged is not found:
-        moves = repeated_by(judged.pair.target, s.repeat_px, s.repeat_ncc)
+    finest = band if judged is found else judged.pair.target
+    beside = repeated_by(finest, s.repeat_px, s.beside_ncc) if moves or judged is not found else []
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
@@ -72,7 +73,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     near = _registered(
         found, starts[: 2 * s.search_peaks if repeats else s.search_peaks // 2], 1 if moves else factor, crop.size_wh, s
     )
-    near += _beside(judged, moves, crop.size_wh, s)
+    near += _beside(judged, beside, crop.size_wh, s)
     scores_elsewhere = [score for score, _ in near] + ([best] if best is not None else [])
     return Elsewhere(max(scores_elsewhere, default=None), [place for _, place in near])
 
@@ -84,12 +85,18 @@ def _room(
 
     A template without its border would fit beyond.
     """
-    w, h = crop_wh
-    corners = places.apply(found.place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
-    step_xy = factor * np.array(found.pair.original.step_xy)
-    low = np.maximum(0, np.ceil(here_xy - corners.min(0) / step_xy - 0.5))
-    high = np.floor(here_xy + (original_wh - corners.max(0)) / step_xy + 0.5) + 1
-    return int(low[0]), int(low[1]), max(0, int(high[0])), max(0, int(high[1]))
+    room = []
+    sides = zip(found.place.tolist(), here_xy, found.pair.original.step_xy, original_wh, strict=True)
+    for (a, b, at), here, step, length in sides:
+        low, high = (at + pick(0.0, a * crop_wh[0]) + pick(0.0, b * crop_wh[1]) for pick in (min, max))
+        room.append(
+            (
+                max(0, math.ceil(here - low / (factor * step) - 0.5)),
+                max(0, math.floor(here + (length - high) / (factor * step) + 1.5)),
+            )
+        )
+    (left, right), (top, bottom) = room
+    return left, top, right, bottom
 
 
 def _correlated(
@@ -117,7 +124,7 @@ def _correlated(
 def repeated_by(band: NDArray[np.float32], most_px: int, least_ncc: float) -> list[tuple[int, int]]:
     """By which moves (x, y) the liveliest part of a band-passed crop, at most ``most_px`` a side, is like its surroundings.
 
-    The four best, and ``BLOCK`` times as far: whole blocks apart, JPEG codes repeats alike.
+    At most four, best first.
     """
     h, w = band.shape
     side = min(most_px, min(h, w) // 2)
@@ -128,15 +135,28 @@ def repeated_by(band: NDArray[np.float32], most_px: int, least_ncc: float) -> li
     _, _, _, (left, top) = cv2.minMaxLoc(energy)  # of the square's surroundings, which begin ``reach`` before it
     part = band[top + reach : top + reach + side, left + reach : left + reach + side]
     scores = bands_map(band[top : top + side + 2 * reach, left : left + side + 2 * reach], part)
-    maxima = np.where(
-        scores >= cv2.dilate(scores, None), scores, np.float32(-1)
-    )  # along an edge everything is alike, without a second one
-    maxima[reach - 3 : reach + 4, reach - 3 : reach + 4] = -1
-    maxima[[0, -1]] = maxima[:, [0, -1]] = -1
-    rows, columns = np.nonzero(maxima > least_ncc)
-    order = np.argsort(-maxima[rows, columns], kind="stable")[:MOST_MOVES]
-    moves = np.stack([columns[order], rows[order]], 1) - reach
-    return [(x, y) for x, y in np.concatenate([moves, BLOCK * moves]).tolist()]
+    near = slice(max(1, reach - 3), reach + 4)
+    others = scores.copy()
+    others[near, near] = -1
+    if others[1:-1, 1:-1].max(initial=-1) <= least_ncc:
+        return []
+    maxima = (others > least_ncc) & (scores >= cv2.dilate(scores, None))  # along an edge everything is alike, without a second one
+    rows, columns = (at + 1 for at in np.nonzero(maxima[1:-1, 1:-1]))
+    order = np.argsort(-scores[rows, columns], kind="stable")[:MOST_MOVES]
+    return [(int(x) - reach, int(y) - reach) for x, y in zip(columns[order], rows[order], strict=True)]
+
+
+def beyond_blocks(moves: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The moves, and ``BLOCK`` times as far: whole blocks apart, JPEG codes repeats alike."""
+    return [(k * x, k * y) for k in (1, BLOCK) for x, y in moves]
+
+
+def _ncc_with_itself(band: NDArray[np.float32], x: int, y: int) -> float:
+    """The correlation of a band-passed crop with itself, moved."""
+    h, w = band.shape
+    here = band[max(0, y) : h + min(0, y), max(0, x) : w + min(0, x)]
+    there = band[max(0, -y) : h - max(0, y), max(0, -x) : w - max(0, x)]
+    return float(cv2.matchTemplate(here, there, cv2.TM_CCORR_NORMED)[0, 0])
 
 
 def _on_whole_plane(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> Found:
@@ -215,7 +235,7 @@ def _beside(found: Found, moves: list[tuple[int, int]], crop_wh: tuple[int, int]
     result: list[tuple[float, Affine]] = []
     least = _least_ncc(_rest(found.fit.ncc), s)
     step_x, step_y = found.pair.original.step_xy
-    for x, y in moves:
+    for x, y in beyond_blocks([move for move in moves if _ncc_with_itself(found.pair.target, *move) > least - SLACK]):
         start = compose(places.shifted(x * step_x, y * step_y), found.place)
         fit = register(found.pair, start, "shift", iterations=s.iterations, tolerance_px=0.02, least_ncc=least)
         if fit.ncc <= least or places.distance_px(fit.place, found.place, crop_wh) < step_x:

@@ -168,6 +168,9 @@ class MatcherSettings(Settings):
     least_gap: float = Field(-0.01, description="a place whose plain NCC is exceeded elsewhere by more is not to be trusted")
     repeat_px: int = Field(32, ge=8, description="plane px; side of the part that is compared with its own surroundings")
     repeat_ncc: float = Field(0.5, description="correlation with the surroundings from which a texture counts as repeating")
+    beside_ncc: float = Field(
+        0.75, description="the same from which the place beside, where it repeats itself, is registered: noise takes a tenth"
+    )
     fair_band: float = Field(0.55, description="band-passed NCC below which nothing was found")
 
     slope_px: float = Field(
@@ -380,7 +383,7 @@ class MatcherSettings(Settings):
     )
     other_noise: float = Field(
         4.5,
-        description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some of them edited, "
+        description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some edited, "
         "none has 2; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
     )
     another_picture: float = Field(
