@@ -40,6 +40,11 @@ class Window:
         """The standard deviation of the band-passed window in grey levels: how much it shows."""
         return deviation(self.pair.target)
 
+    @property
+    def left(self) -> float:
+        """The standard deviation of what stays unexplained of it, in grey levels."""
+        return self.energy * max(self.rest, 0.0) ** 0.5
+
     def rest_at(self, place: Affine) -> float:
         """The unexplained share at another place."""
         ncc = register(self.pair, place, "shift", iterations=1, robust=False).ncc

@@ -381,6 +381,10 @@ class MatcherSettings(Settings):
         description="distance of the plain NCC elsewhere from which a small crop is believed without this: eight of nine wrong places of "
         "crops of an edge had 0.1 or less; one in sixty right ones, saved twice or strongly edited, becomes doubtful",
     )
+    rounded: float = Field(
+        0.4,
+        description="grey levels; what full-size windows leave unexplained up to which that is but rounding: plain crops have 0.3",
+    )
     other_noise: float = Field(
         4.5,
         description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some edited, "

@@ -169,7 +169,8 @@ def settle(
     doubted = doubted and not (noisy or moved)
     asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = _unexplained(original, crop, place, s) if asked else None
-    if windows and not asked and not moved:  # full-size pixels are at hand: another frame in which nothing moved has other noise
+    if windows and not asked and not moved and np.median([w.left for w in windows]) >= s.rounded:
+        # Full-size pixels are at hand: another frame in which nothing moved has other noise.
         left_over = _unexplained(original, crop, place, s)
         doubted, left_over = True, left_over if left_over is not None and left_over >= s.other_noise else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
