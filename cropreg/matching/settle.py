@@ -146,7 +146,9 @@ def settle(
         # One that was only turned, or scanned anew, has one scale; an export rounds each side.
         rounding_px = 0.0 if _is_near(place, s.kept_scale, 180.0) else 0.5 / places.scale(place)
         common = common_place(windows, start, rounding_px, s.telling_rest)
-        if len(windows) >= s.least_edge_windows and unrest.median <= s.moving_median:  # a neighbouring frame has no exact edges
+        # A neighbouring frame has no exact edges: its parts move, each its own way.
+        agreed = unrest.median <= s.moving_median or np.median(distances_px(windows, start, common)) < s.agreeing_px
+        if len(windows) >= s.least_edge_windows and agreed:
             if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
                 start = common
                 windows = look(start, rectangles=rectangles)

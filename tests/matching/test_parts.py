@@ -392,3 +392,15 @@ def test_slopes_are_shared_where_both_show_the_same_and_not_along_lines(angle_de
 def test_a_map_without_room_has_no_summits() -> None:
     for shape in ((0, 5), (4, 0)):
         assert summits(np.empty(shape, np.float32), 3, apart_px=2) == []
+
+
+def test_windows_that_agree_correct_a_stretch_that_the_planes_were_led_to(pixels) -> None:
+    """As the ruled lines of a table lead them, all of which lie in one direction."""
+    grey = np.ascontiguousarray(pixels[..., 1])
+    original, crop = Picture.of_pixels(grey, "original"), Picture.of_pixels(grey[100:700, 200:1200], "crop")
+    pair = Pair(original.search_plane.smoothed(0.9), crop.search_plane.smoothed(0.9), 15)
+    fit = register(pair, places.shifted(200, 100), "shift", iterations=20)
+    stretched = np.array([[0.996, 0, 204], [0, 1, 100]])
+    found = Found(replace(fit, place=stretched), verify(pair, stretched, most_tiles=8, least_tile_px=10, noise=0.4), "ncc", pair)
+    settled = settle.settle(original, crop, found, False, MatcherSettings())
+    assert places.distance_px(settled.place, places.shifted(200, 100), crop.size_wh) < 0.2
