@@ -30,7 +30,8 @@ from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
-from cropreg.matching.rivals import Elsewhere, beyond_blocks, repeated_by, rivals
+from cropreg.matching.repeats import repeats_closely, same_exposure
+from cropreg.matching.rivals import Elsewhere, rivals
 from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks, standing_out
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
@@ -148,37 +149,22 @@ def _settled(
             tied = tied or again is not found
     alone = tied or elsewhere.score is None or found.evidence.score - elsewhere.score >= s.alone_gap
     settled = settle(original, crop, found, kept, s, alone=alone, repeats=bool(elsewhere.places))
-    tied = tied or _repeats(original, crop, settled, s)
+    tied = tied or repeats_closely(original, crop, settled, s)
     if tied and settled.doubted:  # each repeat was coded by itself
         settled = replace(settled, unexplained=None)
     match = answer(blank, crop.size_wh, settled, elsewhere, tied, s)
     if kept and not settled.moved:
         faint = match.verdict == "doubtful" and _texture(crop, s) < s.faint_texture
         alike = match.verdict != "found" and (tied or elsewhere.places)
-        if (faint or alike or settled.error_px > s.scattered_px) and (proven := by_grain_alone()) is not None:
+        asked = faint or alike or settled.error_px > s.scattered_px
+        proven = by_grain_alone() if asked else None
+        if proven is not None and (faint or same_exposure(original, crop, found, proven, s)):
             return proven, True, None
     if match.verdict == "found":
         match = _inside_border(blank, original, crop, settled, match, s)
     # A crop as it was cut that lies in two places has no third one.
     certain = match.verdict == "found" or (kept and match.verdict == "ambiguous")
     return match, certain or not settled.may_be_mirage(s), settled.unexplained
-
-
-def _repeats(original: Picture, crop: Picture, settled: Settled, s: MatcherSettings) -> bool:
-    """Whether all windows repeat themselves, as a weave that planes do not show does, and fit as well where one of them does."""
-    windows = settled.windows or []
-    moves = [repeated_by(window.pair.target, s.repeat_px, s.repeat_ncc) for window in windows[:1]]
-    for window in windows[1:]:
-        if not moves[-1]:
-            break
-        moves.append(repeated_by(window.pair.target, s.repeat_px, s.repeat_ncc))
-    if not moves or not moves[-1]:
-        return False
-    found = replace(settled.found, fit=replace(settled.found.fit, place=settled.place))
-    step_x, step_y = windows[0].pair.grid.step_xy
-    others = [places.compose(settled.place, places.shifted(x * step_x, y * step_y)) for x, y in beyond_blocks(moves[0])]
-    best, tied = tell_apart(original, crop, found, others, s)
-    return tied or best is not found
 
 
 def _inside_border(blank: Match, original: Picture, crop: Picture, settled: Settled, match: Match, s: MatcherSettings) -> Match:

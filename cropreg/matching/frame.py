@@ -226,7 +226,10 @@ def shared_lines(
         alike = _alike(nearest, here)
         if not alike.all():
             perhaps = _alike(np.clip(here, *tones.possible(there)), here) & (there.std(1) < GRAIN)
-            if (perhaps & ~alike).any():
+            perhaps |= alike
+            if np.argmin([*perhaps, False]) > np.argmin(
+                [*alike, False]
+            ):  # the lines beyond the first one that differs do not count
                 guessed.append(True)
                 return perhaps, np.ones(len(here), np.bool_)
         tone = here.mean(1, keepdims=True)
@@ -337,7 +340,7 @@ def _tones(original: NDArray[np.generic], crop: NDArray[np.generic], matrix: Aff
     for y in _spread(y1, y2, h):
         for x in _spread(x1, x2, w):
             there = _shown(original, matrix, (x, y, x + w, y + h))
-            even = np.abs(there - cv2.blur(there, (EVEN_PX, EVEN_PX))) < EVEN
+            even = (np.abs(there - cv2.blur(there, (EVEN_PX, EVEN_PX))) < EVEN) & (there > OUTSIDE / 2)
             before.append(there[even])
             after.append(crop[y : y + h, x : x + w][even])
     tones, edited = np.concatenate(before), np.concatenate(after)

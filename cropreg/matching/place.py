@@ -122,7 +122,9 @@ def distance_px(a: Affine, b: Affine, crop_wh: tuple[int, int]) -> float:
 
 
 def outside_px(place: Affine, crop_wh: tuple[int, int], original_wh: tuple[int, int]) -> float:
-    """By how many original pixels the corners of a crop reach beyond the original at the most; 0 if they do not."""
-    w, h = crop_wh
-    corners = apply(place, np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
-    return max(0.0, float(-corners.min()), float((corners - original_wh).max()))
+    """By how many original pixels a crop's box reaches beyond the original at the most; 0 if it does not.
+
+    A picture that was turned in its own canvas has no corners, but its box is the original's.
+    """
+    (w, h), box = original_wh, to_box(place, crop_wh)
+    return max(0.0, -box.x1, -box.y1, box.x2 - w, box.y2 - h)

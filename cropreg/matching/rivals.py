@@ -49,8 +49,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     moves = repeated_by(band, s.repeat_px, s.repeat_ncc)
     # The scale of a small crop is not sure, nor is its place.
     repeats = bool(moves) or min(band.shape) // 2 < (s.repeat_px * 3 // 4 if found.is_shift else s.repeat_px)
-    finest = band if judged is found else judged.pair.target
-    beside = repeated_by(finest, s.repeat_px, s.beside_ncc) if moves or judged is not found else []
+    beside = repeated_by(judged.pair.target, s.repeat_px, s.beside_ncc) if moves or judged is not found else []
     levels = (factor, finer) if factor > finer and repeats else (factor,)
     best: float | None = None
     starts: list[tuple[float, float, float]] = []
@@ -73,7 +72,7 @@ def rivals(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -
     near = _registered(
         found, starts[: 2 * s.search_peaks if repeats else s.search_peaks // 2], 1 if moves else factor, crop.size_wh, s
     )
-    near += _beside(judged, beside, crop.size_wh, s)
+    near += _beside(judged, beside, [place for _, place in near], crop.size_wh, s)
     scores_elsewhere = [score for score, _ in near] + ([best] if best is not None else [])
     return Elsewhere(max(scores_elsewhere, default=None), [place for _, place in near])
 
@@ -230,18 +229,24 @@ def _registered(
     return result
 
 
-def _beside(found: Found, moves: list[tuple[int, int]], crop_wh: tuple[int, int], s: MatcherSettings) -> list[tuple[float, Affine]]:
-    """Score and place of those ``moves`` (x, y) in plane pixels of a crop that repeats itself, that fit nearly as well."""
+def _beside(
+    found: Found, moves: list[tuple[int, int]], known: list[Affine], crop_wh: tuple[int, int], s: MatcherSettings
+) -> list[tuple[float, Affine]]:
+    """Score and place of those ``moves`` (x, y) in the crop's plane pixels, by which it repeats itself, that fit nearly as well.
+
+    Places that are ``known`` are left out.
+    """
     result: list[tuple[float, Affine]] = []
-    least = _least_ncc(_rest(found.fit.ncc), s)
-    step_x, step_y = found.pair.original.step_xy
+    seen, least = [found.place, *known], _least_ncc(_rest(found.fit.ncc), s)
+    step_x, step_y = found.pair.grid.step_xy
     for x, y in beyond_blocks([move for move in moves if _ncc_with_itself(found.pair.target, *move) > least - SLACK]):
-        start = compose(places.shifted(x * step_x, y * step_y), found.place)
+        start = compose(found.place, places.shifted(x * step_x, y * step_y))
         fit = register(found.pair, start, "shift", iterations=s.iterations, tolerance_px=0.02, least_ncc=least)
-        if fit.ncc <= least or places.distance_px(fit.place, found.place, crop_wh) < step_x:
+        if fit.ncc <= least or any(places.distance_px(fit.place, place, crop_wh) < found.pair.original.step for place in seen):
             continue
         evidence = compare(found.pair, fit.place, s)
         if evidence.inside > s.least_inside:
+            seen.append(fit.place)
             result.append((evidence.score, fit.place))
     return result
 

@@ -78,7 +78,7 @@ def summits(
         left = scores.copy()
     if but_near_xy is not None:
         x, y = but_near_xy
-        left[max(0, y - apart_px) : y + apart_px + 1, max(0, x - apart_px) : x + apart_px + 1] = -1
+        left[max(0, y - apart_px) : max(0, y + apart_px + 1), max(0, x - apart_px) : max(0, x + apart_px + 1)] = -1
     found = []
     for _ in range(count):
         _, best, _, (x, y) = cv2.minMaxLoc(left)

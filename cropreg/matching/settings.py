@@ -286,8 +286,9 @@ class MatcherSettings(Settings):
     lively_rest: float = Field(
         0.15,
         gt=0,
-        description="median unexplained share of such windows from which they show something else: of 377 right crops, edited ones among "
-        "them, one stamped window reached 0.16, the others 0.06; sheets of the same lines with other numbers had 0.2 to 0.7",
+        description="median unexplained share of such windows from which they show something else: of 377 right crops with edits of tone, "
+        "sharpening or noise the others than one stamped window have 0.06 at the most; sheets of the same lines with other numbers 0.2 to "
+        "0.7, as do crops under a watermark, halftones and drawings made of black and white alone",
     )
     lively_unlike: float = Field(
         0.35,

@@ -51,8 +51,9 @@ class Settled:
     planes where most have moved so far that no window had to be asked.
     ``confirmed`` says that most windows of a crop that was only cut out ask for this very pixel, which chance makes one in a thousand do.
     ``unexplained`` is what neither the original nor the crop's own coding explains, about 1 for true crops; None where it was not asked.
-    ``doubted`` says that this was asked only because the crop is small and something else looks much like it.
-    ``same_grain`` says that all of a plain crop shows the original's grain in this place alone, which proves it.
+    ``doubted`` says that nothing in the windows gave rise to that question: the crop is small and something else looks much like it, or
+    full-size pixels were at hand.
+    ``same_grain`` says that all of the crop shows the original's grain in this place alone, which proves it.
     """
 
     found: Found
@@ -98,7 +99,7 @@ def settle(
     doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
     calm = unrest.calm and sure and found.evidence.low >= s.calm_low and unrest.drift_px < s.certain_drift_px
     if calm and not (noisy or odd or repeats) and _is_exact(found, kept, s):
-        left_over = _unexplained(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
+        left_over = unexplained_at(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
         return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
@@ -170,10 +171,10 @@ def settle(
     moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
     doubted = doubted and not (noisy or moved)
     asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
-    left_over = _unexplained(original, crop, place, s) if asked else None
+    left_over = unexplained_at(original, crop, place, s) if asked else None
     if windows and not asked and not moved and np.median([w.left for w in windows]) >= s.rounded:
         # Full-size pixels are at hand: another frame in which nothing moved has other noise.
-        left_over = _unexplained(original, crop, place, s)
+        left_over = unexplained_at(original, crop, place, s)
         doubted, left_over = True, left_over if left_over is not None and left_over >= s.other_noise else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
 
@@ -203,7 +204,7 @@ def _whole(place: Affine) -> Affine:
     return places.shifted(*np.round(place[:, 2]))
 
 
-def _unexplained(original: Picture, crop: Picture, place: Affine, s: MatcherSettings) -> float | None:
+def unexplained_at(original: Picture, crop: Picture, place: Affine, s: MatcherSettings) -> float | None:
     """:func:`unexplained`; where that is too much, whether the crop was saved twice, or made black and white, is looked at, too.
 
     Of a file that rounds nothing away an earlier one is looked for at once: what that has left is easily explained.  None where it is

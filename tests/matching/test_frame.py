@@ -7,6 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cropreg.boxes import Box
 from cropreg.matching import find as finding
@@ -148,6 +149,21 @@ def test_a_bar_whose_edge_jpeg_has_blurred_takes_no_line_with_it(bar: tuple[int,
     crop = cv2.copyMakeBorder(photo[100:600, 120:700], 0, 0, 61, 61, cv2.BORDER_CONSTANT, value=bar)
     match = find(encode(photo, quality=92), encode(crop, quality=quality))
     assert (match.verdict, match.box) == ("found", Box(120, 100, 700, 600))
+
+
+def test_a_picture_turned_in_its_own_canvas_does_not_reach_beyond_its_original() -> None:
+    photo = scene(3)
+    turned = np.asarray(Image.fromarray(photo).rotate(1.0, Image.Resampling.BICUBIC))
+    assert find(encode(photo, quality=92), encode(turned)).verdict == "found"
+
+
+@pytest.mark.parametrize("tone", [215, 235])
+def test_a_bright_band_some_lines_beyond_a_crop_does_not_hide_its_white_frame(tone: int) -> None:
+    photo = np.minimum(scene(5), 200)
+    photo[60:94] = tone
+    crop = bordered(photo[100:600, 200:800], (20, 20, 20, 20), WHITE)
+    match = find(encode(photo, quality=92), encode(crop))
+    assert (match.verdict, match.box) == ("found", Box(200, 100, 800, 600))
 
 
 def test_the_tone_of_two_bars_is_not_asked_of_the_other_sides() -> None:

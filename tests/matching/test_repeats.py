@@ -71,3 +71,18 @@ def test_by_which_moves_a_texture_repeats_itself():
     assert len(moves) <= 4 and all(abs(x) <= 16 and abs(y) <= 16 for x, y in moves)
     assert not repeated_by(random.normal(0, 20, (100, 100)).astype(np.float32), S.repeat_px, S.repeat_ncc)
     assert not repeated_by(tile[:6, :6], S.repeat_px, S.repeat_ncc)
+
+
+@pytest.mark.parametrize("noise", [1.5, 4.0])
+def test_another_exposure_of_a_facade_is_not_told_by_its_fine_texture(noise):
+    """Its windows are alike; its plaster is as fine as grain, but the same in every exposure."""
+    random = np.random.default_rng(3)
+    tile = cv2.GaussianBlur(random.normal(128, 120, (69, 79)), (0, 0), 3).clip(0, 255)
+    facade = np.tile(tile, (20, 24)) + random.normal(0, 6, (1380, 1896))
+    one, other = (
+        np.clip(facade + np.random.default_rng(k).normal(0, noise, facade.shape), 0, 255).astype(np.uint8) for k in (1, 2)
+    )
+    original = encode(one, quality=95)
+    match = find(original, encode(one[600:1200, 800:1500], quality=92))
+    assert (match.verdict, match.box) == ("found", Box(800, 600, 1500, 1200))
+    assert find(original, encode(other[600:1200, 800:1500], quality=92)).verdict != "found"
