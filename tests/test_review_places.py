@@ -19,11 +19,10 @@ CORNERS = [(30, 40), (420, 40), (30, 380), (420, 380)]
 
 
 def page_of_prints(folder: Path, count: int, shrunk: float) -> tuple[Path, Path]:
-    """A scanned page with the same print several times, and the crop of its second one."""
+    """A page with the same print several times, to the last grey level, and the crop of its second one."""
     page = np.full((720, 800, 3), 240, np.uint8)
     for x, y in CORNERS[:count]:
         page[y : y + 300, x : x + 340] = textured(3, 340, 300)
-    page = np.clip(page + np.random.default_rng(0).normal(0, 1.5, page.shape), 0, 255).astype(np.uint8)
     x, y = CORNERS[1]
     crop = page[y : y + 300, x : x + 340]
     save(page, folder / "page.png")
