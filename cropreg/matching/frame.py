@@ -37,9 +37,8 @@ PAPER, MOSTLY, HARDLY = 8.0, 0.5, 0.35  # grey levels; the share of a line that 
 LINES = 64  # looked at together
 FEW_LINES = 16  # compared with the original together: those of a wide frame round 24 MP would take 15 MB
 WINDOW_PX, WINDOWS_PER_SIDE = 128, 6  # where tones are learned
-OUTSIDE = -1000.0  # what lies beside the original: like no tone
-
 FEW_TONES = 0.1  # share of the pixels of one tone that may have become anything
+OUTSIDE = -1000.0  # what lies beside the original: like no tone
 
 Interval = tuple[NDArray[np.float64], NDArray[np.float64]]
 Sides = tuple[int, int, int, int]  # left, top, right, bottom
@@ -226,16 +225,13 @@ def shared_lines(
         alike = _alike(nearest, here)
         if not alike.all():
             perhaps = _alike(np.clip(here, *tones.possible(there)), here) & (there.std(1) < GRAIN)
-            perhaps |= alike
-            if np.argmin([*perhaps, False]) > np.argmin(
-                [*alike, False]
-            ):  # the lines beyond the first one that differs do not count
+            perhaps |= alike  # what counts are the lines up to the first one that differs
+            if np.argmin([*perhaps, False]) > np.argmin([*alike, False]):
                 guessed.append(True)
                 return perhaps, np.ones(len(here), np.bool_)
         tone = here.mean(1, keepdims=True)
-        gone = (np.abs(nearest - here) >= peak) & (
-            2 * np.abs(here - tone) < np.abs(nearest - tone)
-        )  # not only dimmed, as by shrinking
+        dimmed = 2 * np.abs(here - tone) >= np.abs(nearest - tone)  # as by shrinking
+        gone = (np.abs(nearest - here) >= peak) & ~dimmed
         return alike, ~gone.any(1)
 
     def count(side: int) -> tuple[int, int]:
