@@ -148,8 +148,11 @@ class _Nursery:
                 yield step
         except (EOFError, OSError) as error:
             raise Died(self._epitaph()) from error
-        except GeneratorExit:  # what it still has to say must not answer the next question
-            self._bury()
+        except Died:
+            raise
+        except BaseException:  # left early or interrupted: what it still has to say must not answer the next question
+            if self._connection is not None:
+                self._bury()
             raise
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ from cropreg.settings import PredictSettings
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("export")]  # in one process: a model takes 15 s to export
 
 SIDE = 64
 

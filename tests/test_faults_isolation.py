@@ -142,6 +142,29 @@ def test_a_child_is_replaced_after_many_steps_and_after_a_question_that_was_not_
     assert len(children) == 3 + 2
 
 
+def test_what_an_interrupted_question_left_unread_answers_no_other() -> None:
+    list(child.ask(LIMITS, _numbers, 1))
+
+    def interrupt(*_: object) -> None:  # Ray ends the tasks beside one that failed so
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(child.ask(LIMITS, _slow_numbers, 3))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [n for _, n in child.ask(LIMITS, _numbers, 2)] == [0, 1]
+
+
+def _slow_numbers(count: int) -> Iterator[tuple[int, int]]:
+    for n in range(count):
+        time.sleep(0.5)
+        yield os.getpid(), 100 + n
+
+
 def _numbers(count: int) -> Iterator[tuple[int, int]]:
     return ((os.getpid(), n) for n in range(count))
 

@@ -448,6 +448,9 @@ def test_only_accepted_crops_get_sidecars_unless_all_are_asked_for(folders: tupl
     assert write(folders, rows, "xmp", "coco", "hf") == {"xmp": 1, "coco": 2, "hf": 1}
     assert write(folders, rows, "xmp", "hf", doubtful=True) == {"xmp": 2, "hf": 2}
     assert sorted(p.name for p in folders[1].glob("*.xmp")) == ["a.xmp", "b.xmp"]
+    rows["b.jpg"] |= {"reviewed_by": "ann"}  # who said no
+    assert write(folders, rows, "xmp", "hf", doubtful=True) == {"xmp": 1, "hf": 1}
+    assert sorted(p.name for p in folders[1].glob("*.xmp")) == ["a.xmp"]
     assert write(folders, rows, "xmp", overwrite=True) == {"xmp": 1}
     assert sorted(p.name for p in folders[1].glob("*.xmp")) == ["a.xmp"], "what has no crop any more has no sidecar"
 
@@ -485,6 +488,7 @@ def test_pictures_that_differ_by_their_ending_have_sidecars_of_their_own(folders
     write(folders, rows, "xmp")
     assert sorted(p.name for p in folders[1].iterdir()) == ["a.jpg.xmp", "a.png.xmp", "b.xmp"]
     assert exports.sidecar_names("xmp", ["a.jpg", "a.NEF"]) == {"a.jpg": "a.jpg.xmp", "a.NEF": "a.xmp"}
+    assert exports.sidecar_names("xmp", ["a.tif", "a.tif.jpg"]) == {"a.tif": "a.xmp", "a.tif.jpg": "a.tif.jpg.xmp"}
     assert exports.sidecar_names("pp3", ["a.jpg", "a.NEF"]) == {"a.jpg": "a.jpg.pp3", "a.NEF": "a.NEF.pp3"}
 
 

@@ -449,6 +449,16 @@ def test_crops_of_another_model_are_refused_or_replaced_and_none_is_left(made: M
     assert sorted(p.name for p in made.out.iterdir() if p.suffix == ".png") == ["0.png", "2.png"]
 
 
+def test_overwriting_keeps_crops_of_pictures_that_cannot_be_read_any_more_or_are_gone(made: Made) -> None:
+    made.run()
+    (made.images / "0.png").write_bytes(b"")
+    (made.images / "1.png").unlink()
+    before = [(made.out / f"{i}.png").read_bytes() for i in range(4)]
+    summary = made.run(overwrite=True)
+    assert summary["counts"]["failed"] == 1 and summary["left_out"] == 1
+    assert [(made.out / f"{i}.png").read_bytes() for i in range(4)] == before
+
+
 def test_exports_of_what_is_finished_compute_nothing(made: Made) -> None:
     made.run()
     names = ["predictions.csv", "predictions.parquet", *(f"{i}.png" for i in range(4))]

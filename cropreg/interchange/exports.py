@@ -70,7 +70,8 @@ def write(
         how many pictures each format holds, and how many sidecars were left alone because nothing can be added to them.
     """
     named = [(storage.as_text(name), row) for name, row in sorted(rows.items(), key=lambda item: os.fsencode(item[0]))]
-    cropped = {name: row for name, row in rows.items() if row["verdict"] == ACCEPT or (doubtful and row["x1"] is not None)}
+    unsure = {name for name, row in rows.items() if doubtful and row["x1"] is not None and not row["reviewed_by"]}
+    cropped = {name: row for name, row in rows.items() if row["verdict"] == ACCEPT or name in unsure}
     kept = {storage.as_text(name) for name in cropped}
     readable = sum(row["x1"] is not None for _, row in named)
     counts: dict[str, int] = {}
@@ -95,15 +96,16 @@ def sidecar_names(kind: str, pictures: Iterable[str]) -> dict[str, str]:
     """The relative path of each picture's sidecar: ``IMG.xmp``, as Adobe's programs name it, and ``IMG.jpg.pp3``.
 
     Pictures that differ by their ending alone keep it, so that each has a sidecar of its own: ``IMG.jpg.xmp``, as darktable names it.
-    Of a RAW file and its JPEG, ``IMG.xmp`` is the RAW file's, for Adobe's programs too.
+    Of a RAW file and its JPEG, ``IMG.xmp`` is the RAW file's, for Adobe's programs too.  ``IMG.tif.jpg`` beside ``IMG.tif`` keeps its
+    ending, for ``IMG.tif.xmp`` is darktable's name of the other's.
     """
-    pictures = list(pictures)
+    pictures = set(pictures)
     stems = Counter(os.path.splitext(picture)[0] for picture in pictures)
     raws = Counter(os.path.splitext(picture)[0] for picture in pictures if picture.lower().endswith(RAW_SUFFIXES))
     names = {}
     for picture in pictures:
         stem, is_raw = os.path.splitext(picture)[0], picture.lower().endswith(RAW_SUFFIXES)
-        is_alone = stems[stem] == 1 or (is_raw and raws[stem] == 1)
+        is_alone = stem not in pictures and (stems[stem] == 1 or (is_raw and raws[stem] == 1))
         names[picture] = f"{stem}.xmp" if kind == "xmp" and is_alone else f"{picture}.{kind}"
     return names
 

@@ -31,7 +31,7 @@ def explain(
 
     Never raises for a bad picture: what could be read is drawn.  Cost: two full decodes more than the matching itself.
     """
-    whole, part = Picture(original, names[0]), Picture(crop, names[1])
+    whole, part = Picture(original, names[0], with_proxy=True), Picture(crop, names[1])  # as a box dataset is made
     match = find_in(whole, part, settings)
     panels = [_titled(_thumbnail(original, names[0]), "original"), _titled(_thumbnail(crop, names[1]), "crop")]
     if match.original_wh is not None and match.crop_wh is not None and match.verdict != "unreadable":

@@ -15,6 +15,7 @@ from cropreg.matching.plane import Plane, from_between
 from cropreg.matching.search import Candidate
 
 TRIALS = 400  # pairs of matches tried; with 10% right ones, 0.1**2 * 400 = 4 good pairs are expected
+EDGE_PX = 16  # half a keypoint's patch: nearer to an edge there are none
 Points = NDArray[np.complex128]  # (n,) x + iy
 SEED = 20240  # the trials are the same in every process
 
@@ -66,7 +67,9 @@ def keypoints(plane: Plane, num_features: int) -> Keypoints:
     zoom = 2 if max(grey.shape) < 400 else 1
     if zoom > 1:
         grey = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
-    orb = cv2.ORB_create(nfeatures=num_features, scaleFactor=1.3, nlevels=6, edgeThreshold=16, patchSize=31, fastThreshold=10)
+    if min(grey.shape) <= 2 * EDGE_PX:  # none is far enough from both edges; OpenCV fails at a pyramid without rows
+        return Keypoints(plane, np.zeros((0, 2)), None)
+    orb = cv2.ORB_create(nfeatures=num_features, scaleFactor=1.3, nlevels=6, edgeThreshold=EDGE_PX, patchSize=31, fastThreshold=10)
     points, codes = orb.detectAndCompute(grey, None)
     xy = np.array([p.pt for p in points], np.float64).reshape(-1, 2)
     return Keypoints(plane, (xy + 0.5) / zoom - 0.5, codes)

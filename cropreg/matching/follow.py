@@ -311,7 +311,8 @@ def closer(original: Picture, crop: Picture, found: Found, s: MatcherSettings, *
         return pairs[level]
 
     best: Fit | None = None
-    for model, least_ncc in (("shift", s.least_ncc), ("similarity", s.closer_ncc)):
+    turned = "free" if found.fit.model == "free" else "similarity"
+    for model, least_ncc in (("shift", s.least_ncc), (turned, s.closer_ncc)):
         if model == "shift" and not found.is_shift:
             continue
         iterations = s.iterations // 2 if model == "shift" else s.iterations  # one that takes longer is not there

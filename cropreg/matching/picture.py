@@ -26,6 +26,7 @@ KEPT_PLANES = 16  # the pyramids of one pair need about ten
 FULL_MAX_PX = 600_000  # smaller JPEGs are decoded whole at once: many are asked for their full size in the end, and 0.7 + 1 > 1
 LARGE_CROP_LONG_SIDE_PX, LARGE_CROP_MAX_PX = 80, 250_000  # the same two for a large crop, see Picture.is_large
 SMALL_CROP_LONG_SIDE_PX = 640  # 65% of smaller crops ask for their original at full size, and 0.7 + 0.65 > 1
+STRIP_PX = 60  # short side at which corners are looked for at least, for they must keep away from the border
 ROUNDED = 2  # grey levels by which the channels of a black and white picture may differ
 TRANSPOSED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations: what becomes of the stored picture
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}  # by quarters anticlockwise
@@ -168,9 +169,10 @@ class Picture:
         return self._planes[key]
 
     def keypoints(self, long_side_px: int, num_features: int) -> Keypoints:
-        """The corners of the search plane at about ``long_side_px``; kept for the next crop, and for a mirrored one."""
+        """The corners of the search plane at about ``long_side_px``, of a strip at more; kept for the next crop, and for a mirrored one."""
         if self._keypoints is None:
-            self._keypoints = keypoints(self.search_plane.resampled(max(self.size_wh) / long_side_px), num_features)
+            step = min(max(self.size_wh) / long_side_px, min(self.size_wh) / STRIP_PX)
+            self._keypoints = keypoints(self.search_plane.resampled(max(step, self.search_plane.step)), num_features)
         return self._keypoints
 
     def maps_in(self, original: Picture, template_px: int, band_px: int) -> Maps | None:

@@ -14,6 +14,7 @@ from cropreg.matching.plane import Plane, band_pass, band_pass_part, deviation, 
 
 LEAST_DEVIATION = 0.02  # grey levels; what deviates less is even
 LEAST_STANDING_OUT = 0.1  # correlation; skies that were found so have 0.1 to 0.6, the best place in another picture mostly less
+SHORT_SIDE_PX = 12  # of templates in the sweep of scales: those of strips are longer for it
 MOST_WIDENED = 2.0  # by how much the steps of the sweep of scales may be widened for small templates
 
 
@@ -218,6 +219,7 @@ def over_scales(
     while min(pyramid[-1].size_wh) >= 32:
         pyramid.append(pyramid[-1].reduced(2))
     long_px = max(n * s for n, s in zip(crop.size_wh, crop.step_xy, strict=True))
+    template_px = max(template_px, round(SHORT_SIDE_PX * max(crop.size_wh) / min(crop.size_wh)))
     for scale, step in _swept(lowest, highest, ratio, template_px, long_px, original.step):
         nearest = max((p for p in pyramid if p.step <= step * 1.001), key=lambda p: p.step)
         template, whole = crop.resampled(step * scale), nearest.resampled(step)

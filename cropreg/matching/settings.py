@@ -391,6 +391,9 @@ class MatcherSettings(Settings):
         description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some edited, "
         "none has 2; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
     )
+    other_noise_shrunk: float = Field(
+        6.5, description="the same of shrunk crops: all edits together, and the clipping they bring, make 5 to 6.3 of right ones"
+    )
     another_picture: float = Field(
         3.0,
         description="the same from which it is another scan for sure; sharpened crops of an original that was saved anew reach 2.5",

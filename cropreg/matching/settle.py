@@ -160,6 +160,7 @@ def settle(
         nearer = None
         if found.evidence.tiles >= s.sure_tiles:
             nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
+            nearer = nearer and _stretched(nearer, s)
         if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
             if plausible(nearer, s):
                 found, place, common, error_px = nearer, nearer.place, nearer.place, _error_px(nearer, kept)
@@ -175,7 +176,8 @@ def settle(
     if windows and not asked and not moved and np.median([w.left for w in windows]) >= s.rounded:
         # Full-size pixels are at hand: another frame in which nothing moved has other noise.
         left_over = unexplained_at(original, crop, place, s)
-        doubted, left_over = True, left_over if left_over is not None and left_over >= s.other_noise else None
+        least = s.other_noise if kept or same_size else s.other_noise_shrunk
+        doubted, left_over = True, left_over if left_over is not None and left_over >= least else None
     return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
 
 
@@ -323,10 +325,15 @@ def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSetti
         near = free is found or _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
         if (near and gain < s.free_gain) or (_is_near(free.place, s.kept_scale, s.kept_angle_deg) and gain < s.free_gain_exact):
             return shift, True
-    stretched = register(free.pair, free.place, "free", iterations=s.iterations)
-    if stretched.converged and _rest(free.fit.ncc) > s.free_gain * _rest(stretched.ncc):
-        return replace(free, fit=stretched, evidence=compare(free.pair, stretched.place, s)), False
-    return free, False
+    return _stretched(free, s), False
+
+
+def _stretched(found: Found, s: MatcherSettings) -> Found:
+    """With a scale for each axis, if that explains clearly more."""
+    fit = register(found.pair, found.place, "free", iterations=s.iterations)
+    if fit.converged and _rest(found.fit.ncc) > s.free_gain * _rest(fit.ncc):
+        return replace(found, fit=fit, evidence=compare(found.pair, fit.place, s))
+    return found
 
 
 def _lies_flat(found: Found, s: MatcherSettings) -> bool:

@@ -101,6 +101,10 @@ def run(
     if promised is not None:
         summary["promise"] = promised.in_words()
         log.info("promise: %s", summary["promise"])
+    listed = {entry.uri for entry in entries}
+    if lost := sum(row["crop_uri"] is not None and row["image_uri"] not in listed for row in finished):
+        summary["left_out"] = lost
+        log.warning("left_out=%d crops in %s are of pictures that are not in %s: they stay, their rows do not", lost, out, images)
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
     replaced = [*finished, *unfinished] if settings.overwrite else []
@@ -153,13 +157,15 @@ def _crop(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Crops the entries that are not done, and writes the tables and exports of all; returns the rows, and counts for the summary.
 
-    Crops of the ``replaced`` rows that the model no longer makes are removed.
+    Crops of the ``replaced`` rows that the model no longer makes are removed; not those of pictures that cannot be read any more, or
+    that are not among the entries.
     """
     settings, out, more = job.settings, job.out, dict[str, Any]()
     todo = [entry for entry in entries if entry.uri not in done]
     rows = list(done.values()) + (_predict(todo, job.run_uri, out, job.model_id, settings, job.address) if todo else [])
     lease.check()
-    for uri in {row["crop_uri"] for row in replaced} - {row["crop_uri"] for row in rows} - {None}:
+    told = {row["image_uri"] for row in rows if row["verdict"] != FAILED}  # of others the earlier crop may be all that is left
+    for uri in {row["crop_uri"] for row in replaced if row["image_uri"] in told} - {row["crop_uri"] for row in rows} - {None}:
         storage.remove(uri)
     names = {entry.uri: entry.relative for entry in entries}
     if settings.apply_reviews:

@@ -41,6 +41,8 @@ def run(boxes: str, *, out: str, settings: TrainSettings, address: str | None = 
         ClusterError: Ray failed or has too few CPUs or GPUs. ModelError: training diverged, or the weights are no EfficientNet-B0.
     """
     dataset, out = BoxDataset.open(boxes), storage.absolute(out)
+    if settings.weights not in ("none", "imagenet"):  # workers have another working directory
+        settings = settings.model_copy(update={"weights": storage.absolute(settings.weights)})
     counts = _count_rows(dataset, settings.most_workers)
     champion.check(settings.champion, counts)
     curve.check(settings.learning_curve, dataset, settings.seed, settings.most_workers)
@@ -214,7 +216,7 @@ def _read_by_workers(dataset: BoxDataset, settings: TrainSettings) -> Iterator[s
     """The files that every machine must see."""
     yield from (storage.join(dataset.uri, part.file) for part in dataset.parts("pairs"))
     if settings.weights not in ("none", "imagenet"):
-        yield storage.absolute(settings.weights)
+        yield settings.weights
     if settings.from_ == "originals":
         table = dataset.pairs(["verdict", "original_uri"])
         yield from table.filter(pc.equal(table["verdict"], FOUND))["original_uri"].to_pylist()

@@ -136,6 +136,24 @@ def test_a_crop_that_was_stretched_is_found_by_its_own_two_scales(original, pixe
     assert max(abs(a - b) for a, b in zip(match.box, box, strict=True)) < 0.3
 
 
+@pytest.mark.parametrize("box", [(150, 326, 568, 563), (59, 262, 501, 596), (900, 700, 1208, 920)])
+@pytest.mark.parametrize("stretch", [0.984, 1.012])
+def test_an_export_to_another_aspect_has_two_scales_though_few_windows_fit_it(original, pixels, box, stretch):
+    x1, y1, x2, y2 = box
+    size = round((x2 - x1) * 1.25), round((y2 - y1) * 1.25 * stretch)
+    match = find(original, encode(np.asarray(Image.fromarray(pixels[y1:y2, x1:x2]).resize(size, Image.Resampling.LANCZOS))))
+    assert edges_off(match, box) < 0.4
+
+
+@pytest.mark.parametrize(("box", "size"), [
+    ((100, 300, 1260, 443), (728, 90)), ((400, 90, 504, 1130), (60, 600)), ((700, 500, 1344, 583), (468, 60)),
+])  # fmt: skip
+def test_a_strip_that_was_resized_is_found(original, pixels, box, size):
+    x1, y1, x2, y2 = box
+    match = find(original, encode(np.asarray(Image.fromarray(pixels[y1:y2, x1:x2]).resize(size, Image.Resampling.LANCZOS))))
+    assert edges_off(match, box) * match.scale < 1
+
+
 @pytest.mark.parametrize("seed", [3, 4, 5, 6])
 def test_a_horizon_alone_does_not_stretch_a_resized_crop(seed, resize):
     """It lies in one line, and the line has become thicker: that tells nothing of the scale across it."""
