@@ -10,9 +10,7 @@ from cropreg.settings import Settings
 class MatcherSettings(Settings):
     """How a crop is searched for, verified and refined."""
 
-    lowest_scale: float = Field(
-        0.12, gt=0, description="crop px per original px; exports smaller than this keep too little to verify"
-    )
+    lowest_scale: float = Field(0.12, gt=0, description="crop px per original px; smaller exports keep too little to verify")
     highest_scale: float = Field(1.9, gt=1, description="crop px per original px; nobody enlarges a crop much more")
     max_angle_deg: float = Field(
         16.0, ge=0, lt=45, description="degrees; straightening turns by a few, 15 is the most that is promised"
