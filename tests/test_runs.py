@@ -88,6 +88,16 @@ def test_run_that_finished_no_epoch_keeps_nobody_from_beginning_again(tmp_path: 
         assert take(tmp_path, dataset, wish) == "new"
 
 
+def test_weights_of_a_relative_path_are_named_so_that_workers_find_them(
+    tmp_path: Path, made_boxes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(train, "_train", lambda dataset, out, settings, *rest: named.append(settings.weights) or {})
+    monkeypatch.chdir(tmp_path)
+    train.run(str(made_boxes), out="run", settings=TrainSettings(weights="b0.safetensors"))
+    assert named == [str(tmp_path / "b0.safetensors")]
+
+
 def test_resume_beats_an_overwrite_that_stands_in_a_settings_file(tmp_path: Path, dataset: BoxDataset) -> None:
     take(tmp_path, dataset, SETTINGS)
     learned(tmp_path, 3)
