@@ -41,7 +41,7 @@ test-fast: $(VENV)/.tools ## Runs the tests that take half a minute together.
 	$(BIN)/pytest -q -n 2 -m "not long and not ray and not slow and not browser" $(ARGS)
 
 test-long: $(VENV)/.tools ## Runs the longer ones without Ray: whole matches, an object store, the command line.
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "long and not slow" $(ARGS)
+	$(BIN)/pytest -q -n 2 -m "long and not slow" $(ARGS)
 
 # In one process: several local clusters on one machine get in each other's way.
 test-ray: $(VENV)/.tools ## Runs the tests that start Ray.

@@ -46,6 +46,17 @@ def done(rows: Sequence[dict[str, Any]], model_id: str, entries: Sequence[Entry]
     return {row["image_uri"]: row for row in rows if row["verdict"] != FAILED and stamps.get(row["image_uri"]) == row["stamp"]}
 
 
+def apart(rows: Sequence[dict[str, Any]], model_id: str, out: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The rows of this model whose crops still lie in ``out`` though their pictures are not among the entries.
+
+    They are another folder's, or were put away when they were cropped.
+    """
+    listed = {entry.uri for entry in entries}
+    ours = {row["image_uri"]: row for row in rows if row["image_uri"] not in listed and row["stamp"].startswith(f"{model_id}/")}
+    there = {entry.uri for entry in storage.list_files(out)} if ours else set()
+    return [row for row in ours.values() if row["crop_uri"] in there]
+
+
 def write_tables(out: str, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the table twice, for programs and for people, and only then drops the parts it was collected in."""
     storage.write_whole(storage.join(out, "predictions.csv"), csv_bytes(rows, PREDICTIONS.names))

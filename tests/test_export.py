@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import framed_print, save
 
-from cropreg import checkpoint, cli, export, novelty
+from cropreg import checkpoint, cli, export, novelty, storage
 from cropreg.boxes import from_margins, in_order
 from cropreg.calibration import fit
 from cropreg.checkpoint import CheckpointInfo, Proportion
@@ -28,7 +29,7 @@ from cropreg.settings import PredictSettings
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("export")]  # in one process: a model takes 15 s to export
+pytestmark = pytest.mark.long
 
 SIDE = 64
 
@@ -207,7 +208,12 @@ def test_crops_of_a_file_and_of_its_run_do_not_mix(run: Path, file: Path) -> Non
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-def test_predict_needs_no_run_beside_the_file(run: Path, file: Path, tmp_path: Path) -> None:
+def test_predict_needs_no_run_beside_the_file(run: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_here(todo: Any, run_uri: str, out: str, model_id: str, settings: PredictSettings, address: Any) -> Any:
+        items = [{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo]
+        return predict._predict_batch(pa.Table.from_pylist(items), run_uri, out, model_id, settings).to_pylist()
+
+    monkeypatch.setattr(predict, "_predict", predict_here)  # four times a cluster's start else
     for seed in range(3):
         save(framed_print(seed)[0], tmp_path / "in" / f"{seed}.png")
     alone = tmp_path / "elsewhere" / "model.onnx"

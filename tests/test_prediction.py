@@ -455,8 +455,24 @@ def test_overwriting_keeps_crops_of_pictures_that_cannot_be_read_any_more_or_are
     (made.images / "1.png").unlink()
     before = [(made.out / f"{i}.png").read_bytes() for i in range(4)]
     summary = made.run(overwrite=True)
-    assert summary["counts"]["failed"] == 1 and summary["left_out"] == 1
+    assert summary["counts"]["failed"] == 1 and summary["apart"] == 1
     assert [(made.out / f"{i}.png").read_bytes() for i in range(4)] == before
+
+
+def test_rows_of_pictures_that_were_put_away_or_lie_in_another_folder_stay_with_their_crops(made: Made, tmp_path: Path) -> None:
+    made.run()
+    rows = {row["image_uri"]: row for row in read_predictions(str(made.out / "predictions.parquet"))}
+    (made.images / "0.png").rename(tmp_path / "0.png")
+    first, made.images = made.images, tmp_path / "others"
+    made.images.mkdir()
+    (first / "1.png").rename(made.images / "9.png")
+    assert made.run()["apart"] == 4
+    both = {row["image_uri"]: row for row in read_predictions(str(made.out / "predictions.parquet"))}
+    assert both.items() >= rows.items() and len(both) == 5
+    (made.out / "0.png").unlink()
+    made.images = first
+    assert made.run()["apart"] == 2, "1.png and 9.png; nothing is left of 0.png"
+    assert len(read_predictions(str(made.out / "predictions.parquet"))) == 4
 
 
 def test_exports_of_what_is_finished_compute_nothing(made: Made) -> None:

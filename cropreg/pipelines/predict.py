@@ -101,10 +101,10 @@ def run(
     if promised is not None:
         summary["promise"] = promised.in_words()
         log.info("promise: %s", summary["promise"])
-    listed = {entry.uri for entry in entries}
-    if lost := sum(row["crop_uri"] is not None and row["image_uri"] not in listed for row in finished):
-        summary["left_out"] = lost
-        log.warning("left_out=%d crops in %s are of pictures that are not in %s: they stay, their rows do not", lost, out, images)
+    job = replace(job, apart=tuple(output.apart([*finished, *unfinished], job.model_id, out, entries)))
+    if job.apart:
+        summary["apart"] = len(job.apart)
+        log.info("apart=%d crops in %s are of pictures that are not in %s: they and their rows stay", len(job.apart), out, images)
     if dry_run:
         return {**summary, "code": 0, "dry_run": True}
     replaced = [*finished, *unfinished] if settings.overwrite else []
@@ -142,6 +142,7 @@ class _Job:
     formats: tuple[str, ...]
     address: str | None
     taken_back: frozenset[str] = frozenset()  # pictures whose review was
+    apart: tuple[dict[str, Any], ...] = ()  # rows of pictures that are not among ``images``, which stay
 
 
 def _listed(job: _Job) -> list[Entry]:
@@ -170,7 +171,9 @@ def _crop(
     names = {entry.uri: entry.relative for entry in entries}
     if settings.apply_reviews:
         more["reviewed"] = corrections.apply(rows, reviews.in_effect(reviews.read(out)), names, out, settings)
-    output.write_tables(out, sorted(rows, key=lambda r: str(r["image_uri"])))
+    here, crops = {row["image_uri"] for row in rows}, {row["crop_uri"] for row in rows}
+    apart = [row for row in job.apart if row["image_uri"] not in here and row["crop_uri"] not in crops]
+    output.write_tables(out, sorted([*rows, *apart], key=lambda r: str(r["image_uri"])))
     if job.formats:
         more["exports"] = exports.write(
             job.formats,
