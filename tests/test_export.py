@@ -206,8 +206,6 @@ def test_crops_of_a_file_and_of_its_run_do_not_mix(run: Path, file: Path) -> Non
     assert len(ids) == 2
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_local")
 def test_predict_needs_no_run_beside_the_file(run: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def predict_here(todo: Any, run_uri: str, out: str, model_id: str, settings: PredictSettings, address: Any) -> Any:
         items = [{"uri": e.uri, "relative": storage.path_to_uri(e.relative), "stamp": e.stamp} for e in todo]
