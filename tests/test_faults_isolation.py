@@ -161,7 +161,7 @@ def test_what_an_interrupted_question_left_unread_answers_no_other() -> None:
 
 def _slow_numbers(count: int) -> Iterator[tuple[int, int]]:
     for n in range(count):
-        time.sleep(0.5)
+        time.sleep(0.5)  # a picture that takes longer than the interrupt waits
         yield os.getpid(), 100 + n
 
 
