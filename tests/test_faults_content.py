@@ -21,7 +21,7 @@ from cropreg.schema import UNPAIRED
 pytestmark = pytest.mark.long
 
 LIMITS = child.Limits(5.0, 2**29)
-KINDS = [("crash", "SIGSEGV"), ("kill", "SIGKILL"), ("hang", "longer than 5 s"), ("spin", "longer than 5 s"), ("memory", "512 MB")]
+KINDS = [("crash", "SIGSEGV"), ("kill", "SIGKILL"), ("hang", "longer than 5 s"), ("memory", "512 MB")]
 Fault = Callable[[str], Callable[[], int]]
 
 

@@ -361,7 +361,7 @@ def test_picture_that_lost_its_near_duplicate_stays_in_its_split(tmp_path):
 
 
 @pytest.mark.long
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(neighbours(), st.integers(1, 7), st.integers(0, 20), st.randoms())
 def test_who_is_in_a_group_does_not_depend_on_steps_parts_or_order(tmp_path_factory, hashes, size, first, rng):
     pictures = {f"{rng.randrange(16**6):06x}": h for h in hashes}

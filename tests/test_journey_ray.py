@@ -309,7 +309,7 @@ def head_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, d
         try:
             yield f"http://127.0.0.1:{dashboard_port}", environment
         finally:
-            os.killpg(head.pid, signal.SIGTERM)
+            os.killpg(head.pid, signal.SIGKILL)  # all its daemons are in it; asked to end, it waits half a minute for them
             head.wait(60)
 
 
