@@ -186,6 +186,7 @@ class Picture:
     def full(self) -> NDArray[np.uint8]:
         """The grey picture at full size (H, W)."""
         if self._full is None:
+            self._planes.clear()
             self._full = self._source()
         return self._full
 
