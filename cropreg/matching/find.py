@@ -25,16 +25,17 @@ from cropreg.matching.follow import Found, around, better, by_tone, compare, con
 from cropreg.matching.frame import Inner, beside_bars, fades_away, inside_frame, is_margin, margins_of, without
 from cropreg.matching.grain import anywhere, averaged, by_grain, same_grain
 from cropreg.matching.judge import answer
+from cropreg.matching.kept import kept_or_free
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Pair, Plane, band_pass, deviation
 from cropreg.matching.register import register
 from cropreg.matching.repeats import repeats_closely, same_exposure
-from cropreg.matching.rivals import Elsewhere, rivals
+from cropreg.matching.rivals import Elsewhere, rivals, tell_apart
 from cropreg.matching.search import Candidate, at_same_scale, bands_map, over_scales, peaks, standing_out
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import Settled, kept_or_free, settle, tell_apart
+from cropreg.matching.settle import Settled, settle
 from cropreg.storage import read_bytes
 
 __all__ = ["Match", "MatcherSettings", "Picture", "find", "find_in"]

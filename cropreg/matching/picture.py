@@ -168,6 +168,11 @@ class Picture:
             self._planes[key] = make()
         return self._planes[key]
 
+    def texture(self, step_px: int) -> Plane:
+        """The search plane at about ``step_px`` full-size pixels per pixel, as a map of where texture is; a small one stays as it is."""
+        plane = self.search_plane
+        return plane.reduced(max(1, min(round(step_px / plane.step), min(plane.size_wh) // 24)))
+
     def keypoints(self, long_side_px: int, num_features: int) -> Keypoints:
         """The corners of the search plane at about ``long_side_px``, of a strip at more; kept for the next crop, and for a mirrored one."""
         if self._keypoints is None:

@@ -10,9 +10,9 @@ from cropreg.matching import place as places
 from cropreg.matching.follow import Found, compare
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
-from cropreg.matching.rivals import beyond_blocks, repeated_by
+from cropreg.matching.rivals import beyond_blocks, repeated_by, tell_apart
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import Settled, settle, tell_apart, unexplained_at
+from cropreg.matching.settle import Settled, settle, unexplained_at
 
 
 def repeats_closely(original: Picture, crop: Picture, settled: Settled, s: MatcherSettings) -> bool:

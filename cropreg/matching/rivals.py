@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropreg.matching import place as places
+from cropreg.matching.fine import choose_windows, register_windows
 from cropreg.matching.follow import LEAST_WHOLE_PX, Found, compare, paired, refit, whole_step
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine, compose, invert
@@ -22,6 +23,7 @@ from cropreg.matching.settings import MatcherSettings
 LEAST_COMPARED_PX = 8  # plane px; side of a part of a crop below which it is like anything
 MOST_MOVES = 4
 SLACK = 0.1  # correlation by which a crop may be less like itself than like a place beside: a move in whole pixels comes only near
+SAME_PX = 1.0  # original px; two places whose windows end nearer to each other are one
 MUCH_BORDER_PX = 40  # plane px; of smaller crops the border, which smoothing has mirrored, is a good part, and is left out
 
 
@@ -277,3 +279,42 @@ def _least_ncc(own_rest: float, s: MatcherSettings) -> float:
 def _rest(ncc: float) -> float:
     """The share of the energy that a fit leaves unexplained, with a floor for rounding."""
     return 1.0 - max(ncc, 0.0) ** 2 + 0.002
+
+
+def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
+    """The best of a place and its rivals at full size, and whether another fits as well there.  Cost: the full decode, if any rivals.
+
+    Windows that no place explains, as those of a sky, are not asked.
+    """
+    if not rivals:
+        return found, False
+    full_o, full_c = Plane(original.full()), Plane(crop.full())
+    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
+    rectangles = choose_windows(crop.texture(s.map_step_px), crop.size_wh, size, s.windows_per_side)
+    candidates = [found.place, *rivals]
+    centers = np.array([((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in rectangles])
+    rests = np.ones((len(candidates), len(rectangles)))
+    at_xy = np.stack([places.apply(place, centers) for place in candidates])
+    for i, place in enumerate(candidates):
+        windows = register_windows(
+            full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
+            iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, clear_ncc=s.sure_median, most_sigma_px=np.inf,
+        )  # fmt: skip
+        of_center = {tuple(w.center_xy): w for w in windows}
+        for k, center in enumerate(centers.tolist()):
+            if (window := of_center.get(tuple(center))) is not None:
+                rests[i, k] = window.rest
+                at_xy[i, k] += window.shift_px
+    telling = rests.min(0) < s.telling_rest
+    telling = telling if telling.any() else slice(None)
+    means = rests[:, telling].mean(1) + 0.002
+    best = int(np.argmin(means))
+    # The windows of one that lies a few pixels along an edge end at the very place: it is no other one.
+    apart = np.abs(at_xy[:, telling] - at_xy[best, telling]).max((1, 2)) >= SAME_PX
+    best = best if apart[0] else 0
+    tied = bool((means[apart] < s.rival_ratio * means[best]).any())
+    if best == 0:
+        return found, tied
+    scale = 1.0 if found.is_shift else places.scale(found.place)
+    pair = paired(original, crop, whole_step(original, crop, scale), scale, s)
+    return refit(replace(found, pair=pair), candidates[best], "shift", s), tied

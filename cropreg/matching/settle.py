@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cropreg.matching import place as places
 from cropreg.matching.fine import (
@@ -24,19 +21,17 @@ from cropreg.matching.fine import (
     spread_px,
     window_at,
 )
-from cropreg.matching.follow import Found, closer, compare, convinces, paired, plausible, refit, whole_step
-from cropreg.matching.local import Displacements, lean, pull_at_edges
+from cropreg.matching.follow import Found, closer, convinces, plausible
+from cropreg.matching.kept import is_near, stretched
 from cropreg.matching.picture import Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Plane
-from cropreg.matching.register import register
 from cropreg.matching.residual import coarser_steps, unexplained
 from cropreg.matching.rounding import SNAPPED
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.unrest import look_for_unrest
+from cropreg.matching.unrest import Unrest, look_for_unrest
 from cropreg.matching.verify import quantile
 
-SAME_PX = 1.0  # original px; two places whose windows end nearer to each other are one
 SIGMAS, RESIZED_PX = 3.0, 0.08
 """Of a resized crop: what least squares is too sure by, and what the unknown kernel and the rounded size add, in crop px (of 250 crops)."""
 
@@ -76,6 +71,56 @@ class Settled:
         return still and (strange or 2 * agreeing < self.tried or not convinces(self.found, s))
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """How a place stands, from one look at full size to the next.
+
+    ``start`` is where the windows were registered from, ``common`` where most of them ask the crop to lie: that and ``place`` are one
+    but for a crop that would reach beyond its original.  ``noisy`` says that the crop shows all of the original's noise, or another
+    one, ``same_size`` that it was sampled anew without being shrunk, ``odd`` that its two scales differ and hardly anything tells why.
+    """
+
+    found: Found
+    start: Affine
+    place: Affine
+    common: Affine
+    kept: bool
+    error_px: float
+    windows: list[Window]
+    rectangles: list[Rectangle]
+    noisy: bool
+    same_size: bool
+    odd: bool
+    confirmed: bool = False
+
+    def at(self, place: Affine, error_px: float) -> _Standing:
+        """At another place, off by so much."""
+        return replace(self, place=place, common=place, error_px=error_px)
+
+
+class _Looks:
+    """The looks at full size: chooses windows of the crop, and registers them.  The first costs the full decode."""
+
+    def __init__(self, original: Picture, crop: Picture, found: Found, unrest: Unrest, s: MatcherSettings) -> None:
+        self._planes = Plane(original.full()), Plane(crop.full())
+        self._crop, self._found, self._unrest, self._s = crop, found, unrest, s
+
+    def choose(self, per_side: int) -> list[Rectangle]:
+        """Where the crop has corners, and what seemed to have moved."""
+        crop, s = self._crop, self._s
+        size = _window_px(self._found, s)
+        evenly = choose_windows(crop.texture(s.map_step_px), crop.size_wh, size, per_side, self._found.evidence.unlike)
+        return apart(evenly + [window_at(center, size, crop.size_wh) for center in self._unrest.suspects])
+
+    def at(self, start: Affine, rectangles: list[Rectangle]) -> list[Window]:
+        """The windows that could be compared."""
+        s = self._s
+        return register_windows(
+            *self._planes, start, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px, iterations=s.iterations,
+            reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
+        )  # fmt: skip
+
+
 def settle(
     original: Picture, crop: Picture, found: Found, kept: bool, s: MatcherSettings, *, alone: bool = True, repeats: bool = False
 ) -> Settled:
@@ -87,98 +132,125 @@ def settle(
     unrest = look_for_unrest(found, kept, s)
     if unrest.stretch_px is not None:
         found = replace(found, fit=replace(found.fit, place=places.stretched(found.place, crop.size_wh, unrest.stretch_px)))
-    noisy = not kept and places.scale(found.place) > 1 / s.rescan_scale  # it shows all of the noise, or another one
-    same_size = noisy and places.scale(found.place) < s.rescan_scale
+    scale, whole = places.scale(found.place), _whole(found.place) if kept else found.place
+    noisy = not kept and scale > 1 / s.rescan_scale
+    # Longer than an export's rounding makes it, and told in one line: there it is the line that has become thicker.
+    odd = not kept and unrest.spread < s.telling_spread and _stretched_px(found.place, crop.size_wh) * scale > s.odd_aspect_px
     # Few tiles have texture, or they hardly agree: windows must stand for them.
     sure = convinces(found, s) or (found.evidence.tiles >= s.sure_tiles and found.evidence.median >= s.fair_median)
-    # Longer than an export's rounding makes it, and told in one line: there it is the line that has become thicker.
-    odd = not kept and unrest.spread < s.telling_spread
-    odd = odd and _stretched_px(found.place, crop.size_wh) * places.scale(found.place) > s.odd_aspect_px
-    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
     # A small crop of an edge fits others, too.
-    doubted = not alone and math.prod(max(1, n // size) for n in crop.size_wh) < s.least_edge_windows
+    doubted = not alone and math.prod(max(1, n // _window_px(found, s)) for n in crop.size_wh) < s.least_edge_windows
     calm = unrest.calm and sure and found.evidence.low >= s.calm_low and unrest.drift_px < s.certain_drift_px
     if calm and not (noisy or odd or repeats) and _is_exact(found, kept, s):
-        left_over = unexplained_at(original, crop, _whole(found.place) if kept else found.place, s) if doubted else None
+        left_over = unexplained_at(original, crop, whole, s) if doubted else None
         return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
-    full_o, full_c = Plane(original.full()), Plane(crop.full())
+    looks = _Looks(original, crop, found, unrest, s)
     per_side = s.windows_per_side if not kept or not sure or not unrest.calm else s.calm_windows_per_side
-    texture = _reduced_to(crop.search_plane, s.map_step_px)
-
-    def chosen(per_side: int) -> list[Rectangle]:
-        evenly = choose_windows(texture, crop.size_wh, size, per_side, found.evidence.unlike)
-        return apart(evenly + [window_at(center, size, crop.size_wh) for center in unrest.suspects])
-
-    look = partial(
-        register_windows, full_o, full_c, smooth_px=s.smooth_px, band_px=s.band_px,
-        iterations=s.iterations, reach_px=s.reach_px, least_ncc=s.window_ncc, clear_ncc=s.sure_median, most_sigma_px=s.window_sigma,
+    rectangles = looks.choose(per_side)
+    standing = _Standing(
+        found, whole, whole, whole, kept, _error_px(found, kept), looks.at(whole, rectangles), rectangles,
+        noisy, same_size=noisy and scale < s.rescan_scale, odd=odd,
     )  # fmt: skip
-    start = place = common = _whole(found.place) if kept else found.place
-    rectangles = chosen(per_side)
-    windows, error_px, confirmed = look(start, rectangles=rectangles), _error_px(found, kept), False
-    if kept and windows:
-        shift, error_px = common_shift(windows)
-        wanted = start[:, 2] + shift
-        whole = np.round(wanted)
-        between = float(np.abs(wanted - whole).max())
-        noisy = between > max(s.whole_px, s.whole_sigmas * error_px)  # sampled anew, or scanned
-        # An edit of tone moves the windows of a smooth picture each its own way, by more than their errors.
-        kept = not noisy or between <= s.whole_spreads * spread_px(windows)
-        common = places.shifted(*(wanted if noisy else whole))
-        place = places.shifted(*np.clip(whole, 0, np.subtract(original.size_wh, crop.size_wh))) if kept else common
-        same_size = not kept
-        apart_px = distances_px(windows, start, place)
-        confirmed = kept and (apart_px < s.agreeing_px).sum() >= max(s.least_edge_windows, s.agreeing_share * len(windows))
-        scattered_px = float(np.quantile(apart_px, 0.75, method="inverted_cdf"))
-        disagreeing_px = spread_px(windows) if noisy else 0.0
-        error_px = scattered_px if scattered_px > s.scattered_px else max(error_px, disagreeing_px)
-        if noisy or moved_windows(windows, start, common, s.moved_px, s.moved_ratio):
-            if per_side < s.windows_per_side:
-                rectangles = chosen(s.windows_per_side)
-                windows = look(start, rectangles=rectangles)
-            free = _moved_as_one(windows, start, common, s)
-            if free is not None and crop.rounding_steps is not None:  # else another frame could not be told from it
-                kept, confirmed, noisy, same_size = False, False, True, True
-                place = common = free
-                error_px = _windows_error_px(windows, start, free, RESIZED_PX)
-    elif not kept and len(windows) >= 3:
-        # One that was only turned, or scanned anew, has one scale; an export rounds each side.
-        rounding_px = 0.0 if _is_near(place, s.kept_scale, 180.0) else 0.5 / places.scale(place)
-        common = common_place(windows, start, rounding_px, s.telling_rest)
-        # A neighbouring frame has no exact edges: its parts move, each its own way.
-        agreed = unrest.median <= s.moving_median or np.median(distances_px(windows, start, common)) < s.agreeing_px
-        if len(windows) >= s.least_edge_windows and agreed:
-            if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
-                start = common
-                windows = look(start, rectangles=rectangles)
-                common = common_place(windows, start, rounding_px, s.telling_rest) if len(windows) >= 3 else start
-            place, error_px = common, _windows_error_px(windows, start, common, 0.0 if same_size else RESIZED_PX)
-            odd = False
-    if not kept and len(windows) < s.least_edge_windows:
-        nearer = None
-        if found.evidence.tiles >= s.sure_tiles:
-            nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
-            nearer = nearer and _stretched(nearer, s)
-        if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
-            if plausible(nearer, s):
-                found, place, common, error_px = nearer, nearer.place, nearer.place, _error_px(nearer, kept)
-            elif nearer.evidence.band >= s.whole_band:  # tiles of a smooth picture hold little but JPEG's noise at this resolution
-                found = replace(nearer, evidence=found.evidence)
-                place, common, error_px = found.place, found.place, _error_px(found, kept)
-        error_px = max(error_px, _windows_error_px(windows, start, place, 0.0)) if windows else error_px
-    error_px = max(error_px, _stretched_px(place, crop.size_wh)) if odd else error_px
-    moved = moved_windows(windows, start, common, s.moved_sure_px if confirmed else s.moved_px, s.moved_ratio)
-    doubted = doubted and not (noisy or moved)
-    asked = bool(noisy or moved or doubted) and not is_burst(moved, windows, s)
+    if kept and standing.windows:
+        standing = _as_cut(standing, looks, per_side, original, crop, s)
+    elif not kept:
+        standing = _resampled(standing, looks, unrest, s)
+    if not standing.kept and len(standing.windows) < s.least_edge_windows:
+        standing = _looked_at_closer(standing, original, crop, s)
+    if standing.odd:
+        standing = replace(standing, error_px=max(standing.error_px, _stretched_px(standing.place, crop.size_wh)))
+    return _explained(standing, original, crop, s, doubted=doubted)
+
+
+def _as_cut(standing: _Standing, looks: _Looks, per_side: int, original: Picture, crop: Picture, s: MatcherSettings) -> _Standing:
+    """A crop that seems to be only cut out lies where its windows say, in whole pixels; else it was sampled anew, or scanned."""
+    windows, start = standing.windows, standing.start
+    shift, error_px = common_shift(windows)
+    wanted = start[:, 2] + shift
+    whole = np.round(wanted)
+    between = float(np.abs(wanted - whole).max())
+    noisy = between > max(s.whole_px, s.whole_sigmas * error_px)
+    # An edit of tone moves the windows of a smooth picture each its own way, by more than their errors.
+    kept = not noisy or between <= s.whole_spreads * spread_px(windows)
+    common = places.shifted(*(wanted if noisy else whole))
+    place = places.shifted(*np.clip(whole, 0, np.subtract(original.size_wh, crop.size_wh))) if kept else common
+    apart_px = distances_px(windows, start, place)
+    scattered_px = float(np.quantile(apart_px, 0.75, method="inverted_cdf"))
+    error_px = scattered_px if scattered_px > s.scattered_px else max(error_px, spread_px(windows) if noisy else 0.0)
+    confirmed = kept and (apart_px < s.agreeing_px).sum() >= max(s.least_edge_windows, s.agreeing_share * len(windows))
+    standing = replace(
+        standing.at(common, error_px), place=place, kept=kept, noisy=noisy, same_size=not kept, confirmed=bool(confirmed)
+    )
+    if not noisy and not moved_windows(windows, start, common, s.moved_px, s.moved_ratio):
+        return standing
+    if per_side < s.windows_per_side:
+        rectangles = looks.choose(s.windows_per_side)
+        windows = looks.at(start, rectangles)
+        standing = replace(standing, windows=windows, rectangles=rectangles)
+    free = _moved_as_one(windows, start, common, s)
+    if free is None or crop.rounding_steps is None:  # then another frame could not be told from it
+        return standing
+    standing = replace(standing, kept=False, confirmed=False, noisy=True, same_size=True)
+    return standing.at(free, _windows_error_px(windows, start, free, RESIZED_PX))
+
+
+def _resampled(standing: _Standing, looks: _Looks, unrest: Unrest, s: MatcherSettings) -> _Standing:
+    """A crop that was resized or turned lies where its windows agree, if there are enough of them."""
+    windows, start = standing.windows, standing.start
+    if len(windows) < 3:
+        return standing
+    # One that was only turned, or scanned anew, has one scale; an export rounds each side.
+    rounding_px = 0.0 if is_near(start, s.kept_scale, 180.0) else 0.5 / places.scale(start)
+    common = common_place(windows, start, rounding_px, s.telling_rest)
+    # A neighbouring frame has no exact edges: its parts move, each its own way.
+    agreed = unrest.median <= s.moving_median or np.median(distances_px(windows, start, common)) < s.agreeing_px
+    if len(windows) < s.least_edge_windows or not agreed:
+        return replace(standing, common=common)
+    if np.median([np.hypot(*w.shift_px) for w in windows]) > s.again_px:
+        start = common
+        windows = looks.at(start, standing.rectangles)
+        common = common_place(windows, start, rounding_px, s.telling_rest) if len(windows) >= 3 else start
+    standing = replace(standing, start=start, windows=windows, odd=False)
+    return standing.at(common, _windows_error_px(windows, start, common, 0.0 if standing.same_size else RESIZED_PX))
+
+
+def _looked_at_closer(standing: _Standing, original: Picture, crop: Picture, s: MatcherSettings) -> _Standing:
+    """Where too few windows could be compared, all of the crop at once is registered at more resolution."""
+    found, nearer = standing.found, None
+    if found.evidence.tiles >= s.sure_tiles:
+        nearer = closer(original, crop, found, s, long_side_px=s.finest_px)
+        nearer = nearer and stretched(nearer, s)
+    if nearer is not None and nearer.fit.converged and nearer.fit.sigma_px < found.fit.sigma_px:
+        looks_alike = plausible(nearer, s)
+        # Tiles of a smooth picture hold little but JPEG's noise at this resolution.
+        if looks_alike or nearer.evidence.band >= s.whole_band:
+            nearer = nearer if looks_alike else replace(nearer, evidence=found.evidence)
+            standing = replace(standing, found=nearer).at(nearer.place, _error_px(nearer, standing.kept))
+    if not standing.windows:
+        return standing
+    told_px = _windows_error_px(standing.windows, standing.start, standing.place, 0.0)
+    return replace(standing, error_px=max(standing.error_px, told_px))
+
+
+def _explained(standing: _Standing, original: Picture, crop: Picture, s: MatcherSettings, *, doubted: bool) -> Settled:
+    """What moved, and, where that or the noise gives rise to the question, what nothing explains."""
+    windows, place = standing.windows, standing.place
+    least_px = s.moved_sure_px if standing.confirmed else s.moved_px
+    moved = moved_windows(windows, standing.start, standing.common, least_px, s.moved_ratio)
+    doubted = doubted and not (standing.noisy or moved)
+    asked = bool(standing.noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = unexplained_at(original, crop, place, s) if asked else None
     if windows and not asked and not moved and np.median([w.left for w in windows]) >= s.rounded:
         # Full-size pixels are at hand: another frame in which nothing moved has other noise.
         left_over = unexplained_at(original, crop, place, s)
-        least = s.other_noise if kept or same_size else s.other_noise_shrunk
+        least = s.other_noise if standing.kept or standing.same_size else s.other_noise_shrunk
         doubted, left_over = True, left_over if left_over is not None and left_over >= least else None
-    return Settled(found, place, kept, error_px, windows, len(rectangles), moved, confirmed, left_over, doubted=doubted)
+    return Settled(
+        standing.found, place, standing.kept, standing.error_px, windows, len(standing.rectangles), moved, standing.confirmed, left_over,
+        doubted=doubted,
+    )  # fmt: skip
 
 
 def _moved_as_one(windows: list[Window], start: Affine, place: Affine, s: MatcherSettings) -> Affine | None:
@@ -199,6 +271,11 @@ def _stretched_px(place: Affine, crop_wh: tuple[int, int]) -> float:
 def is_burst(moved: int, windows: list[Window], s: MatcherSettings) -> bool:
     """Whether so many of the windows have moved that they alone tell a neighbouring frame."""
     return moved >= max(s.burst_windows, s.burst_share * len(windows))
+
+
+def _window_px(found: Found, s: MatcherSettings) -> int:
+    """The side of a window in crop pixels: that of one in the original, if the crop was enlarged."""
+    return max(s.window_px, round(s.window_px * places.scale(found.place)))
 
 
 def _whole(place: Affine) -> Affine:
@@ -244,130 +321,6 @@ def _windows_error_px(windows: list[Window], start: Affine, place: Affine, resiz
     return float(max(predicted, np.median(distances_px(windows, start, place))))
 
 
-def tell_apart(original: Picture, crop: Picture, found: Found, rivals: list[Affine], s: MatcherSettings) -> tuple[Found, bool]:
-    """The best of a place and its rivals at full size, and whether another fits as well there.  Cost: the full decode, if any rivals.
-
-    Windows that no place explains, as those of a sky, are not asked.
-    """
-    if not rivals:
-        return found, False
-    full_o, full_c = Plane(original.full()), Plane(crop.full())
-    size = max(s.window_px, round(s.window_px * places.scale(found.place)))
-    rectangles = choose_windows(_reduced_to(crop.search_plane, s.map_step_px), crop.size_wh, size, s.windows_per_side)
-    candidates = [found.place, *rivals]
-    centers = np.array([((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in rectangles])
-    rests = np.ones((len(candidates), len(rectangles)))
-    at_xy = np.stack([places.apply(place, centers) for place in candidates])
-    for i, place in enumerate(candidates):
-        windows = register_windows(
-            full_o, full_c, place, rectangles=rectangles, smooth_px=s.smooth_px, band_px=s.band_px,
-            iterations=s.iterations, reach_px=s.reach_px, least_ncc=0.02, clear_ncc=s.sure_median, most_sigma_px=np.inf,
-        )  # fmt: skip
-        of_center = {tuple(w.center_xy): w for w in windows}
-        for k, center in enumerate(centers.tolist()):
-            if (window := of_center.get(tuple(center))) is not None:
-                rests[i, k] = window.rest
-                at_xy[i, k] += window.shift_px
-    telling = rests.min(0) < s.telling_rest
-    telling = telling if telling.any() else slice(None)
-    means = rests[:, telling].mean(1) + 0.002
-    best = int(np.argmin(means))
-    # The windows of one that lies a few pixels along an edge end at the very place: it is no other one.
-    apart = np.abs(at_xy[:, telling] - at_xy[best, telling]).max((1, 2)) >= SAME_PX
-    best = best if apart[0] else 0
-    tied = bool((means[apart] < s.rival_ratio * means[best]).any())
-    if best == 0:
-        return found, tied
-    scale = 1.0 if found.is_shift else places.scale(found.place)
-    pair = paired(original, crop, whole_step(original, crop, scale), scale, s)
-    return refit(replace(found, pair=pair), candidates[best], "shift", s), tied
-
-
-def kept_or_free(original: Picture, crop: Picture, found: Found, s: MatcherSettings) -> tuple[Found, bool]:
-    """Was the crop only cut out, or resized or turned as well?  The simplest model stands unless the next explains clearly more.
-
-    Where the tiles of a shift tell that nothing is left, nothing is asked, and where they tell of more, it is not taken for a shift: of
-    a crop with noise or tones of its own no model explains much more than another.  A large crop found at its own scale is asked at half
-    the plane's resolution, which shows a turn or a stretch as well.
-    """
-    crop_wh, original_wh = crop.size_wh, original.size_wh
-    fits_inside = crop_wh[0] <= original_wh[0] and crop_wh[1] <= original_wh[1]
-    shift: Found | None = found if found.is_shift and fits_inside else None
-    start = found.place
-    if shift and convinces(shift, s) and _lies_flat(shift, s):
-        return shift, True
-    leans = shift is not None and _leans(shift, s)
-    if shift and not leans:
-        pair, as_it_is = found.pair, shift.fit.ncc
-        if min(pair.crop.size_wh) >= s.ask_coarse_px:
-            if pair.bands and pair.original.size_wh == original.search_plane.size_wh:
-                pair = paired(original, crop, 2 * pair.step, 1.0, s)
-            else:
-                pair = pair.reduced(2)
-            as_it_is = register(pair, start, "shift", iterations=1, robust=False).ncc
-        asked = register(pair, start, "similarity", iterations=s.iterations, robust=False, tolerance_px=0.05)
-        if _rest(as_it_is) < s.free_gain * _rest(asked.ncc):
-            return shift, True
-        start = asked.place if asked.converged else start
-    free = found if found.fit.model in ("similarity", "free") else refit(found, start, "similarity", s)
-    scale = places.scale(free.place)
-    if free.fit.converged and abs(scale * found.pair.step / found.pair.crop.step - 1) > s.repair and found.pair.crop.step > 1:
-        free = refit(replace(free, pair=paired(original, crop, found.pair.step, scale, s)), free.place, "similarity", s)
-    if not free.fit.converged or free.evidence.inside <= s.least_inside or _rest(free.fit.ncc) > s.free_gain * _rest(found.fit.ncc):
-        free = found
-    elif leans:
-        shift = None
-    if shift is None and fits_inside and not leans and _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg):
-        cx, cy = places.center(free.place, crop_wh)
-        shift = refit(free, places.shifted(cx - crop_wh[0] / 2, cy - crop_wh[1] / 2), "shift", s)
-    if shift is not None:
-        gain = _rest(shift.fit.ncc) / _rest(free.fit.ncc)
-        near = free is found or _is_near(free.place, s.most_kept_scale, s.most_kept_angle_deg)
-        if (near and gain < s.free_gain) or (_is_near(free.place, s.kept_scale, s.kept_angle_deg) and gain < s.free_gain_exact):
-            return shift, True
-    return _stretched(free, s), False
-
-
-def _stretched(found: Found, s: MatcherSettings) -> Found:
-    """With a scale for each axis, if that explains clearly more."""
-    fit = register(found.pair, found.place, "free", iterations=s.iterations)
-    if fit.converged and _rest(found.fit.ncc) > s.free_gain * _rest(fit.ncc):
-        return replace(found, fit=fit, evidence=compare(found.pair, fit.place, s))
-    return found
-
-
-def _lies_flat(found: Found, s: MatcherSettings) -> bool:
-    """Whether a shift's tiles tell that neither a turn nor a stretch is left: then none needs to be registered."""
-    pull_px, error_px = _asked(pull_at_edges, found, s.motion_sigma, s) or (np.inf, np.inf)
-    return pull_px < s.flat_px and error_px < s.flat_px / 2
-
-
-def _leans(found: Found, s: MatcherSettings) -> bool:
-    """Whether a shift's tiles clearly tell of a turn or a stretch."""
-    pull_px, surely = _asked(lean, found, s.leaning_sigma, s) or (0.0, 0.0)
-    return pull_px > s.leaning_px and surely > s.leaning_sure
-
-
-def _asked(
-    tell: Callable[[Displacements, NDArray[np.bool_], float], tuple[float, float]], found: Found, sigma: float, s: MatcherSettings
-) -> tuple[float, float] | None:
-    """What the small tiles ``tell`` that are predicted to be off by less than ``sigma`` plane px; None if there are too few."""
-    small = found.displacements(s)[0]
-    telling = small.sigmas_px < sigma * found.pair.step
-    w, h = found.pair.grid.size_wh
-    return tell(small, telling, w / h) if telling.sum() >= s.least_stretch_tiles else None
-
-
-def _rest(ncc: float) -> float:
-    """The share of the energy that a fit leaves unexplained, with a floor for rounding."""
-    return 1.0 - ncc**2 + 1e-4
-
-
-def _is_near(place: Affine, off_scale: float, off_angle_deg: float) -> bool:
-    """Whether scale and angle are those of a crop as it was cut, within tolerances."""
-    return max(abs(v - 1) for v in places.scales(place)) < off_scale and abs(places.angle_deg(place)) < off_angle_deg
-
-
 def _is_exact(found: Found, kept: bool, s: MatcherSettings) -> bool:
     """Whether the predicted error allows to stop at the planes."""
     sigma = found.fit.sigma_px
@@ -375,8 +328,3 @@ def _is_exact(found: Found, kept: bool, s: MatcherSettings) -> bool:
         return sigma * places.scale(found.place) < s.loose_px
     part = float(np.abs(found.place[:, 2] - np.round(found.place[:, 2])).max())
     return sigma < s.certain_px and part < s.certain_part
-
-
-def _reduced_to(plane: Plane, step_px: int) -> Plane:
-    """The plane at about ``step_px`` full-size pixels per pixel, as a map of where texture is; small planes stay as they are."""
-    return plane.reduced(max(1, min(round(step_px / plane.step), min(plane.size_wh) // 24)))

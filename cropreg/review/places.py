@@ -9,11 +9,12 @@ from cropreg.boxes import Box
 from cropreg.errors import UnreadableImage
 from cropreg.matching import place
 from cropreg.matching.follow import Found, compare, paired
+from cropreg.matching.kept import kept_or_free
 from cropreg.matching.picture import Picture
 from cropreg.matching.register import register
 from cropreg.matching.rivals import rivals
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import kept_or_free, settle
+from cropreg.matching.settle import settle
 from cropreg.review.queue import ELSEWHERE, Item, Suggestion
 
 _SAME_PX = 2.0  # of the original: nearer to the matcher's own place it is that place

@@ -18,9 +18,9 @@ from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
 from cropreg.matching.plane import Pair, Plane
 from cropreg.matching.register import register
-from cropreg.matching.rivals import _followed
+from cropreg.matching.rivals import _followed, tell_apart
 from cropreg.matching.settings import MatcherSettings
-from cropreg.matching.settle import settle, tell_apart
+from cropreg.matching.settle import settle
 
 from .conftest import encode, scene
 

@@ -19,6 +19,7 @@ from cropreg.matching.find import find
 from cropreg.matching.fine import Window, common_place
 from cropreg.matching.follow import Found, follow
 from cropreg.matching.judge import answer
+from cropreg.matching.kept import _lies_flat, kept_or_free
 from cropreg.matching.local import displacements, pull_at_edges, shared_slope
 from cropreg.matching.match import Match
 from cropreg.matching.picture import Picture
@@ -168,8 +169,8 @@ def test_tiles_tell_a_crop_as_it_was_cut_from_one_of_nearly_its_size(size_wh, fl
     near = Candidate(places.shifted(300 + (size_wh[0] - 1000) / 2, 200 + (size_wh[1] - 700) / 2), 0.9, 16.0)
     found = follow(whole, part, [near], "shift", "ncc", s)
     assert found.is_shift
-    assert settle._lies_flat(found, s) is flat
-    assert settle.kept_or_free(whole, part, found, s)[1] is flat
+    assert _lies_flat(found, s) is flat
+    assert kept_or_free(whole, part, found, s)[1] is flat
 
 
 @pytest.mark.parametrize(("turn_deg", "kept"), [(0.0, True), (0.4, False), (-0.8, False)])
@@ -185,7 +186,7 @@ def test_tiles_tell_a_turn_though_no_place_explains_much_of_the_crop(turn_deg, k
     s = MatcherSettings()
     found = follow(whole, part, [Candidate(places.shifted(400, 250), 0.9, 16.0)], "shift", "ncc", s)
     assert found.is_shift
-    free, was_kept = settle.kept_or_free(whole, part, found, s)
+    free, was_kept = kept_or_free(whole, part, found, s)
     assert was_kept is kept
     assert places.angle_deg(free.place) == pytest.approx(turn_deg, abs=0.05)
 
@@ -233,10 +234,10 @@ def test_windows_of_a_sky_do_not_choose_between_two_places(pair, monkeypatch, el
             for x1, y1, x2, y2 in rectangles
         ]
 
-    monkeypatch.setattr(settle, "register_windows", windows)
-    monkeypatch.setattr(settle, "choose_windows", lambda *_: [(x, y, x + 80, y + 80) for y in (0, 80, 160) for x in (0, 80, 160)])
+    monkeypatch.setattr(rivals, "register_windows", windows)
+    monkeypatch.setattr(rivals, "choose_windows", lambda *_: [(x, y, x + 80, y + 80) for y in (0, 80, 160) for x in (0, 80, 160)])
     pictures = [Picture.of_pixels(np.asarray(plane.pixels, np.uint8), "") for plane in (pair.original, pair.crop)]
-    assert settle.tell_apart(*pictures, found, [other], MatcherSettings()) == (found, tied)
+    assert rivals.tell_apart(*pictures, found, [other], MatcherSettings()) == (found, tied)
 
 
 @pytest.mark.parametrize(("least_rest", "verdict"), [(0.66, "found"), (0.80, "doubtful")])
