@@ -186,13 +186,16 @@ def show(tallies: dict[tuple[str, str, int], Tally]) -> list[dict[str, object]]:
     return rows
 
 
-def extra_memory_mb(pair: Pair) -> float:
-    """How much more memory matching a pair takes at its peak, in MB, in a process of its own; the two files are there already."""
+def extra_memory_mb(pair: Pair, what: str) -> float:
+    """How much more memory it takes at its peak to ``match`` a pair, or only to ``decode`` both files to grey, in MB.
+
+    In a process of its own; the two files are in memory already.
+    """
     with tempfile.TemporaryDirectory() as folder:
         names = [Path(folder, name) for name in ("original", "crop")]
         for name, data in zip(names, (pair.original, pair.crop), strict=True):
             name.write_bytes(data)
-        done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, names)], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", MEMORY, what, *map(str, names)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
@@ -200,18 +203,19 @@ MEMORY = """
 import sys
 import numpy as np
 from pathlib import Path
+from cropreg.images import decode_grey
 from cropreg.matching.find import find
 
 def status_mb(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
-original, crop = (Path(name).read_bytes() for name in sys.argv[1:])
+original, crop = (Path(name).read_bytes() for name in sys.argv[2:])
 noise = np.random.default_rng(0).integers(0, 255, (400, 600), np.uint8)
 find(noise, np.ascontiguousarray(noise[50:300, 70:400]))  # what is loaded once
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = status_mb("VmRSS")
-find(original, crop)
+done = find(original, crop) if sys.argv[1] == "match" else [decode_grey(data, "picture") for data in (original, crop)]
 print(status_mb("VmHWM") - before)
 """
 
@@ -267,7 +271,9 @@ def main() -> None:
             "progressive",
             "wrong",
         ):
-            print(f"{kind:12s} 24 MP: {extra_memory_mb(make(kind, 24, paths, o.seed, 0)):.0f} MB more at the peak")
+            pair = make(kind, 24, paths, o.seed, 0)
+            match_mb, decode_mb = (extra_memory_mb(pair, what) for what in ("match", "decode"))
+            print(f"{kind:12s} 24 MP: {match_mb:.0f} MB more at the peak; decoding both files takes {decode_mb:.0f}")
         return
     kinds, sizes = o.kinds.split(","), [int(v) for v in o.sizes.split(",")]
     pairs = (make(kind, size_mp, paths, o.seed, i) for size_mp in sizes for kind in kinds for i in range(o.per))
