@@ -54,9 +54,11 @@ def pair_id(original: str, crop: str) -> str:
     return hashlib.sha256(os.fsencode(original) + b"\0" + os.fsencode(crop)).hexdigest()[:24]
 
 
-def find(originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None) -> list[Pair]:
+def find(
+    originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None, out: str | None = None
+) -> list[Pair]:
     """All pairs of :func:`streamed`, sorted by their id."""
-    with streamed(originals, crops, table, pair_by=pair_by) as found:
+    with streamed(originals, crops, table, pair_by=pair_by, out=out) as found:
         return sorted((pair for pairs in found for pair in pairs), key=lambda p: p.pair_id)
 
 
@@ -106,8 +108,12 @@ class Streamed:
 
 
 @contextlib.contextmanager
-def streamed(originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None) -> Iterator[Streamed]:
+def streamed(
+    originals: str | None, crops: str | None, table: str | None, *, pair_by: str | None = None, out: str | None = None
+) -> Iterator[Streamed]:
     """The pairs of two folders, or of a table; every file of theirs is in one.  Many are put aside on disk meanwhile.
+
+    What lies in ``out``, the folder of the dataset, is no picture of the two folders.
 
     Raises:
         UsageError: neither two folders nor a table, or both. InputError: no pictures there.
@@ -119,7 +125,7 @@ def streamed(originals: str | None, crops: str | None, table: str | None, *, pai
             _list_rows(spill, table)
             found = Streamed(spill.count, spill, lambda rows: _listed(root, rows))
         elif table is None and originals is not None and crops is not None:
-            _list_files(spill, storage.absolute(originals), storage.absolute(crops), _pattern(pair_by))
+            _list_files(spill, storage.absolute(originals), storage.absolute(crops), _pattern(pair_by), out)
             found = Streamed(spill.count, spill, _joined)
         else:
             raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
@@ -135,16 +141,25 @@ _ORIGINAL, _CROP = 0, 1
 _File = tuple[int, str, str, str, int, int]  # side, key, and the entry
 
 
-def _list_files(spill: Spill, originals: str, crops: str, pattern: re.Pattern[str] | None) -> None:
+def _list_files(spill: Spill, originals: str, crops: str, pattern: re.Pattern[str] | None, out: str | None = None) -> None:
     """Puts the files of both folders aside by the key that a crop shares with its original."""
     if originals == crops:
         raise UsageError(f"{originals}: originals and crops are the same folder. Give two folders, or a table: --pairs FILE.")
-    for e in storage.list_files(originals, IMAGE_SUFFIXES, skip=(crops,)):
+    for e in storage.list_files(originals, IMAGE_SUFFIXES, skip=(crops, *left_out(out, originals, crops))):
         key = _key(e.relative)
         spill.add(key, (_ORIGINAL, key, e.relative, e.uri, e.size, e.mtime_ns))
-    for e in storage.list_files(crops, IMAGE_SUFFIXES, skip=(originals,)):
+    for e in storage.list_files(crops, IMAGE_SUFFIXES, skip=(originals, *left_out(out, originals, crops))):
         key = _crop_key(e.relative, pattern)
         spill.add(key, (_CROP, key, e.relative, e.uri, e.size, e.mtime_ns))
+
+
+def left_out(out: str | None, *folders: str) -> tuple[str, ...]:
+    """The folder of the dataset as one not to enter when these are listed; not if one of them lies in it, or is it.
+
+    >>> left_out("/photos/boxes", "/photos", "/crops"), left_out("/photos", "/photos/originals", "/crops")
+    (('/photos/boxes',), ())
+    """
+    return () if out is None or any(f"{folder}/".startswith(f"{out}/") for folder in folders) else (out,)
 
 
 def _joined(files: Sequence[_File]) -> Iterator[Pair]:

@@ -221,6 +221,16 @@ def test_import_says_what_it_needs(tmp_path: Path) -> None:
         match.run(str(tmp_path), str(tmp_path), out=str(tmp_path / "b"), settings=MatchSettings(import_="xmp"))
 
 
+@pytest.mark.parametrize("import_", [None, "xmp"])
+def test_pictures_in_the_dataset_are_no_originals(tmp_path: Path, import_: Any) -> None:
+    picture(tmp_path / "originals" / "a.jpg")
+    picture(tmp_path / "crops" / "a.jpg")
+    picture(tmp_path / "originals" / "boxes" / "explain" / "0123.png")
+    crops = None if import_ else str(tmp_path / "crops")
+    settings, out = MatchSettings(import_=import_), str(tmp_path / "originals" / "boxes")
+    assert match.run(str(tmp_path / "originals"), crops, out=out, settings=settings, dry_run=True)["pairs"] == 1
+
+
 def test_sidecar_that_vanished_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.jpg")
     (tmp_path / "a.xmp").write_bytes(b"")

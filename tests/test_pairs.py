@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cropreg import pairs, storage
 from cropreg.errors import InputError, UsageError
-from cropreg.pairs import Pair, discover, from_table, pair_id
+from cropreg.pairs import Pair, discover, find, from_table, pair_id
 
 SCAN = "é"  # one character, and the same as two
 SCAN_DECOMPOSED = "é"
@@ -158,6 +158,20 @@ def test_originals_may_lie_inside_the_crops(tmp_path):
     touch(tmp_path, "a.png", "originals/a.jpg")
     [pair] = discover(str(tmp_path / "originals"), str(tmp_path))
     assert (pair.original_uri, pair.crop_uri) == (f"{tmp_path}/originals/a.jpg", f"{tmp_path}/a.png")
+
+
+@pytest.mark.parametrize("where", ["originals", "crops"])
+def test_what_lies_in_the_dataset_is_no_picture_of_the_folders(tmp_path, where):
+    touch(tmp_path, "originals/a.jpg", "crops/a.png", f"{where}/boxes/explain/0123.png")
+    folders = str(tmp_path / "originals"), str(tmp_path / "crops")
+    [pair] = find(*folders, None, out=str(tmp_path / where / "boxes"))
+    assert (pair.original_name, pair.crop_name) == ("a.jpg", "a.png")
+
+
+def test_folders_may_lie_in_that_of_the_dataset(tmp_path):
+    touch(tmp_path, "originals/a.jpg", "crops/a.png")
+    for out in (tmp_path, tmp_path / "originals"):
+        assert len(find(str(tmp_path / "originals"), str(tmp_path / "crops"), None, out=str(out))) == 1
 
 
 def test_files_that_are_no_pictures_are_left_out(folders):

@@ -21,7 +21,7 @@ from cropreg.interchange.listed import Listed
 from cropreg.interchange.turned import corners
 from cropreg.labels import Labelled, Labelling, Opened, Step, named, opened, proxy_of
 from cropreg.matching.picture import Picture
-from cropreg.pairs import Pair, pair_id
+from cropreg.pairs import Pair, left_out, pair_id
 from cropreg.schema import FOUND, UNPAIRED, UNREADABLE
 from cropreg.storage import Entry
 
@@ -54,13 +54,14 @@ class ImportedPair(Pair):
         return cls(**{**values, "listed": listed})
 
 
-def find(kind: Kind, originals: str | None, place: str | None) -> list[ImportedPair]:
+def find(kind: Kind, originals: str | None, place: str | None, out: str | None = None) -> list[ImportedPair]:
     """The originals of a folder and what says how they are cropped; every picture and every sidecar or listed crop is in a pair.
 
     Args:
         kind: ``xmp`` and ``pp3`` are sidecars, ``coco`` and ``csv`` lists.
         originals: URI of their folder.
         place: folder of the sidecars, which mirrors that of the originals, by default itself; or the file that lists crops.
+        out: folder of the dataset; what lies in it is no original.
 
     Raises:
         UsageError: no folder of originals, or no list. InputError: no pictures, or a list that cannot be read.
@@ -70,8 +71,8 @@ def find(kind: Kind, originals: str | None, place: str | None) -> list[ImportedP
     if place is None and kind in ("coco", "csv"):
         raise UsageError(f"--import {kind}: name the file that lists the crops: --import-from FILE.")
     originals, place = storage.absolute(originals), storage.absolute(originals if place is None else place)
-    inside = (place,) if place != originals else ()
-    entries = list(storage.list_files(originals, IMAGE_SUFFIXES, skip=inside))
+    skip = ((place,) if place != originals else ()) + left_out(out, originals)
+    entries = list(storage.list_files(originals, IMAGE_SUFFIXES, skip=skip))
     if not entries:
         raise InputError(
             f"{originals}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."

@@ -55,7 +55,7 @@ def _known(originals: str | None, crops: str | None, out: str, pairs: str | None
     if originals is None and crops is None and pairs is None and latest_manifest(out):
         table = BoxDataset.open(out).pairs(["pair_id", "original_uri", "crop_uri"])
         return list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
-    found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by)
+    found = pairing.find(originals, crops, pairs, pair_by=settings.pair_by, out=out)
     return [(p.pair_id, p.original_uri, p.crop_uri) for p in found]
 
 

@@ -107,7 +107,7 @@ def run(
         raise UsageError("--import-from needs --import: say what it holds, xmp, pp3, coco or csv.")
     if settings.import_:
         config |= {"import": settings.import_, "matcher": None}
-    with _listed(originals, crops, pairs, settings) as found:
+    with _listed(originals, crops, pairs, out, settings) as found:
         storage.refuse_if_held(out)
         existing = _existing(out, config, settings.overwrite)
         if dry_run:
@@ -200,21 +200,23 @@ def _planned(
 
 
 @contextlib.contextmanager
-def _listed(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> Iterator[Iterable[list[Pair]]]:
+def _listed(
+    originals: str | None, crops: str | None, pairs: str | None, out: str, settings: MatchSettings
+) -> Iterator[Iterable[list[Pair]]]:
     """The pairs of folders, of a table, or of what other programs wrote; may be gone through again."""
     if settings.import_:
-        yield [list(_imported(originals, crops, pairs, settings))]
+        yield [list(_imported(originals, crops, pairs, out, settings))]
     else:
-        with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by) as found:
+        with pairing.streamed(originals, crops, pairs, pair_by=settings.pair_by, out=out) as found:
             yield found
 
 
-def _imported(originals: str | None, crops: str | None, pairs: str | None, settings: MatchSettings) -> list[ImportedPair]:
+def _imported(originals: str | None, crops: str | None, pairs: str | None, out: str, settings: MatchSettings) -> list[ImportedPair]:
     """The pairs of ``--import``: originals, and what another program says of their crops."""
     if crops is not None or pairs is not None or settings.pair_by is not None:
         raise UsageError("--import takes the crops from what other programs wrote: leave out CROPS, --pairs and --pair-by.")
     assert settings.import_ is not None
-    return reading.find(settings.import_, originals, settings.import_from)
+    return reading.find(settings.import_, originals, settings.import_from, out)
 
 
 def _existing(out: str, config: dict[str, Any], overwrite: bool) -> BoxDataset | None:
