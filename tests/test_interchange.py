@@ -483,6 +483,17 @@ def test_sidecar_that_cannot_be_added_to_is_left_alone_and_counted(
     assert "a.xmp: this sidecar is no well-formed XMP" in caplog.text
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_name_too_long_for_a_sidecar_costs_the_others_nothing(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture, overwrite: bool
+) -> None:
+    long = "a" * 248 + ".jpg"  # 252 bytes: a name has 255 at most
+    rows = {name: row(Box(1, 2, 11, 22)) for name in (long, "b.jpg")}
+    assert write(folders, rows, "pp3", "xmp", overwrite=overwrite) == {"pp3": 1, "pp3_left_alone": 1, "xmp": 2}
+    assert f"{long}: with .pp3 the name is too long for this disk. Shorten it." in caplog.text
+    assert (folders[1] / "b.jpg.pp3").exists()
+
+
 def test_pictures_that_differ_by_their_ending_have_sidecars_of_their_own(folders: tuple[Path, Path]) -> None:
     rows = {name: row(Box(1, 2, 11, 22)) for name in ("a.jpg", "a.png", "b.jpg")}
     write(folders, rows, "xmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 from cropreg import storage
 from cropreg.boxes import Box
-from cropreg.errors import InputError, UsageError
+from cropreg.errors import InputError, OutputError, UsageError
 from cropreg.images import RAW_SUFFIXES, read_header
 from cropreg.interchange import coco, hugging_face, label_studio, pp3, xmp
 from cropreg.schema import ACCEPT
@@ -67,7 +68,8 @@ def write(
         taken_back: pictures whose sidecars were made of a review that was taken back: removed, too, if they have no crop any more.
 
     Returns:
-        how many pictures each format holds, and how many sidecars were left alone because nothing can be added to them.
+        how many pictures each format holds, and how many sidecars were left alone because nothing can be added to them, or no
+        file can have their name.
     """
     named = [(storage.as_text(name), row) for name, row in sorted(rows.items(), key=lambda item: os.fsencode(item[0]))]
     unsure = {name for name, row in rows.items() if doubtful and row["x1"] is not None and not row["reviewed_by"]}
@@ -134,7 +136,13 @@ def _write_sidecars(
         except (InputError, OSError) as error:
             log.warning("left alone: %s", error)
             return False
-        storage.write_whole(storage.join(out, name), data)
+        try:
+            storage.write_whole(storage.join(out, name), data)
+        except OutputError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG):
+                raise  # the place cannot be written: the next sidecar could not be either
+            log.warning("left alone: %s: with .%s the name is too long for this disk. Shorten it.", row["image_uri"], kind)
+            return False
         return True
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
