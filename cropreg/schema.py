@@ -99,6 +99,7 @@ PREDICTIONS = _table_schema(
         ("stamp", pa.string()),  # model, size and modification time of the picture when it was read
     ]
 )
+_ABSENT_BEFORE = ("orientation", "left_moved", "top_moved", "right_moved", "bottom_moved", "adjusted", "reviewed_by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +322,16 @@ def read_predictions(uri: str) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or is another table.
     """
+    cure = "Restore it; or move it away, and run cropreg predict again with --overwrite."
     try:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=PREDICTIONS).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{uri}: no table of predictions that this cropreg reads ({error}).") from error
+        data = pa.BufferReader(storage.read_bytes(uri))
+        lacking = {*PREDICTIONS.names} - {*_ABSENT_BEFORE, *pq.read_schema(data).names}
+        rows: list[dict[str, Any]] = pq.read_table(data, schema=PREDICTIONS).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
+        raise InputError(f"{uri}: damaged, or no table of predictions ({str(error).rstrip('.')}). {cure}") from error
+    if lacking:
+        missing = ", ".join(name for name in PREDICTIONS.names if name in lacking)
+        raise InputError(f"{uri}: no table of predictions, for it lacks the columns {missing}. {cure}")
     return rows
 
 

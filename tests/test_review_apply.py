@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import framed_print, save
 from PIL import Image
 
 from cropreg import checkpoint, reviews
+from cropreg.errors import InputError
 from cropreg.pipelines import predict
+from cropreg.review import queue
 from cropreg.reviews import Review
 from cropreg.schema import PREDICTIONS, parquet_bytes, read_predictions
 from cropreg.settings import PredictSettings
@@ -172,3 +176,29 @@ def test_table_of_an_earlier_version_without_the_column_is_read(out: Path) -> No
     old = PREDICTIONS.remove(PREDICTIONS.get_field_index("reviewed_by"))
     (out / "predictions.parquet").write_bytes(parquet_bytes([{k: r[k] for k in old.names} for r in rows], old))
     assert rows_of(out) == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a diary", "damaged, or no table of predictions ("),
+        (
+            parquet_bytes([], pa.schema([field for field in PREDICTIONS if field.name not in ("verdict", "stamp")])),
+            "no table of predictions, for it lacks the columns verdict, stamp.",
+        ),
+    ],
+)
+def test_table_that_is_none_is_named_with_its_cure(images: Path, out: Path, data: bytes, message: str) -> None:
+    table = out / "predictions.parquet"
+    table.write_bytes(data)
+    cure = "Restore it; or move it away, and run cropreg predict again with --overwrite."
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: queue.open_predictions(str(out)),
+        lambda: predict.run("run", str(images), out=str(out), settings=PredictSettings()),
+    )
+    for read in readers:
+        with pytest.raises(InputError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{table}: {message}") and str(caught.value).endswith(cure)
+    table.unlink()
+    assert predict.run("run", str(images), out=str(out), settings=PredictSettings(overwrite=True))["computed"] == 4
