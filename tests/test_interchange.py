@@ -356,6 +356,8 @@ def test_coco_of_another_program_is_read_by_its_category() -> None:
         ({"categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]}, "none is called 'crop'"),
         ({"annotations": base["annotations"] * 2}, "same id"),
         ({"annotations": [{"id": 1}]}, "not a COCO file"),
+        ({"images": base["images"][1:]}, "annotation 7 is of the image x, which the file does not list. Add that image"),
+        ({"annotations": [{"id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}]}, "annotation 1 is of the image None"),
         ({"images": None}, "not a COCO file"),
     ):
         with pytest.raises(InputError, match=message):
@@ -367,16 +369,28 @@ def test_coco_of_another_program_is_read_by_its_category() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "needs the columns"),
+        ("", "needs the columns .*; it has none"),
+        ("original,x1,y1,x2,y2\n", "names no picture: below its header stands no row"),
         ("name,x1\na,1\n", "it has name, x1"),
         ("original,x1,y1,x2,y2\na,1,2,b,4\n", "row 2"),
-        ("original,x1,y1,x2,y2\na,1,2\n", "row 2"),
+        ("original,x1,y1,x2,y2\na,1,2\n", "row 2: lacks x2, y2. Give all of"),
+        ("original,x1,y1,x2,y2\na,,,,\nb,,2,3,4\n", "row 3: lacks x1. Give all of"),
         ("original,x1,y1,x2,y2\na,\xff,2,3,4\n", "UTF-8"),
     ],
 )
 def test_table_that_lacks_something_is_named(text: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"^a\.csv: .*{message}"):
         table.read(text.encode("latin-1"), "a.csv")
+
+
+def test_row_of_a_table_that_comes_twice_counts_once() -> None:
+    found = table.read(b"original,x1,y1,x2,y2\na,1,2,3,4\nb,1,2,3,4\na,1,2,3,4\na,1,2,3,5\nc,,,,\nc,,,,\n", "a.csv")
+    assert [(item.name, item.key, item.edges) for item in found] == [
+        ("a", "1", (1, 2, 3, 4)),
+        ("b", "1", (1, 2, 3, 4)),
+        ("a", "2", (1, 2, 3, 5)),
+        ("c", "1", None),
+    ]
 
 
 @given(boxes(), st.floats(-90, 90))

@@ -56,7 +56,7 @@ def read(data: bytes, name: str) -> list[Listed]:
     """The crops that a file lists: the annotations of the category ``crop``, or of the only category there is.
 
     Raises:
-        InputError: not such a file, or one of several categories none of which is ``crop``.
+        InputError: not such a file, one of several categories none of which is ``crop``, or an annotation of no image.
     """
     try:
         return list(_listed(json.loads(data), name))
@@ -76,9 +76,14 @@ def _listed(whole: dict[str, Any], name: str) -> Iterator[Listed]:
         raise InputError(f"{name}: two annotations have the same id. Number them anew.")
     bare = dict(images)
     for annotation in whole["annotations"]:
-        image = images[annotation["image_id"]]
         if annotation["category_id"] not in wanted:
             continue
+        image = images.get(annotation.get("image_id"))
+        if image is None:
+            raise InputError(
+                f"{name}: annotation {annotation['id']} is of the image {annotation.get('image_id')}, which the file does not list. "
+                f"Add that image, or take the annotation out."
+            )
         bare.pop(annotation["image_id"], None)
         x, y, w, h = (float(value) for value in annotation["bbox"])
         angle = float(annotation.get("attributes", {}).get("rotation") or 0)
