@@ -116,7 +116,7 @@ def streamed(
     What lies in ``out``, the folder of the dataset, is no picture of the two folders.
 
     Raises:
-        UsageError: neither two folders nor a table, or both. InputError: no pictures there.
+        UsageError: neither two folders nor a table, or both. InputError: no pictures there, or no pairs in it.
     """
     with Spill() as spill:
         if table is not None and originals is None and crops is None:
@@ -129,10 +129,11 @@ def streamed(
             found = Streamed(spill.count, spill, _joined)
         else:
             raise UsageError("give the folders ORIGINALS and CROPS, or a table with --pairs FILE, not both and not half.")
+        if not spill.count and table is not None:
+            raise InputError(f"{table}: names no pairs: no row has an original or a crop. Write one pair a row, below the header.")
         if not spill.count:
-            where = table or f"{originals} and {crops}"
             raise InputError(
-                f"{where}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
+                f"{originals} and {crops}: no pictures here. cropreg reads JPEG, PNG, WebP, TIFF, AVIF and others, by their usual endings."
             )
         yield found
 

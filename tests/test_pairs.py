@@ -333,6 +333,15 @@ def test_table_without_rows_has_no_pairs(tmp_path):
     assert from_table(as_csv(tmp_path / "pairs.csv", [])) == []
 
 
+@pytest.mark.parametrize("rows", [[], [("", "")]])
+def test_table_to_match_that_names_no_pairs_is_refused(tmp_path, rows):
+    for table in (as_csv(tmp_path / "pairs.csv", rows), as_parquet(tmp_path / "pairs", rows)):
+        with pytest.raises(InputError) as caught:
+            find(None, None, table)
+        told = "names no pairs: no row has an original or a crop. Write one pair a row, below the header."
+        assert str(caught.value) == f"{table}: {told}"
+
+
 def test_table_names_a_scheme_nobody_reads(tmp_path):
     with pytest.raises(UsageError, match="the scheme https:// is not known"):
         from_table(as_csv(tmp_path / "pairs.csv", [("https://host/a.jpg", "a.png")]))
