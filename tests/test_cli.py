@@ -167,6 +167,15 @@ def test_too_much_bad_input_ends_with_6_after_everything_is_written(
     assert json.loads((tmp_path / "result.json").read_text())["code"] == 6
 
 
+def test_doctor_leaves_nothing_behind_where_it_tried_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("new/er", "there", "there/new"):
+        cli.run(["doctor", str(tmp_path / folder), "--json"])  # the code is about this machine, too
+        (finding,) = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["what"] == str(tmp_path / folder)]
+        assert finding["found"] == "written, read and removed"
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Interrupted, 143)])
 def test_interruption_prints_the_command_to_go_on(
     error: type[BaseException], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

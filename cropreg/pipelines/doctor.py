@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -9,6 +10,7 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cropreg import __version__, storage
@@ -124,13 +126,22 @@ def _ray() -> Iterator[Finding]:
 
 
 def _writes(uri: str) -> Finding:
-    probe = storage.join(storage.absolute(uri), f".cropreg-probe-{uuid.uuid4().hex}")
+    folder = storage.absolute(uri)
+    probe = storage.join(folder, f".cropreg-probe-{uuid.uuid4().hex}")
+    made: list[Path] = []
+    if not storage.is_remote(folder):
+        path = Path(storage.local_path(folder))
+        made = [p for p in (path, *path.parents) if not os.path.lexists(p)]  # deepest first
     try:
         storage.write_whole(probe, b"cropreg")
         same = storage.read_bytes(probe) == b"cropreg"
         storage.remove(probe)
     except (CropregError, OSError) as error:
         return Finding(uri, str(error), "Check the path, its rights, and your credentials.")
+    finally:
+        for p in made:
+            with contextlib.suppress(OSError):
+                p.rmdir()
     return Finding(
         uri, "written, read and removed" if same else "reads other bytes than were written", None if same else "Do not use it."
     )
