@@ -101,7 +101,7 @@ def _share(flag: str, word: str) -> float:
     found = re.fullmatch(r"\s*(\d*\.?\d+)(%?)\s*", word)
     value = float(found[1]) / (100 if found[2] else 1) if found else 1.0
     if value >= 1:
-        raise UsageError(f"{flag} {word}: give a share below 1, such as 0.02 or 2%.")
+        raise UsageError(f"{flag} {word}: give a share from 0 to below 1, such as 0.02 or 2%.")
     return value
 
 

@@ -113,6 +113,27 @@ def test_wrong_argument_ends_with_2_and_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quality", "500"], "--quality 500: must be less than or equal to 100."),
+        (["--lean", "far"], "--lean far: must be 'safe', 'even' or 'greedy'."),
+        (["--quality", "x", "--max-risk=2"], "--quality x: must be a whole number.\n--max-risk 2: must be less than 1."),
+        ([], "CROPREG_BATCH_SIZE 0: must be greater than or equal to 1."),
+        (["--pad", "-5px"], "--pad: needs a value. One that begins with a hyphen is written --pad=-5px."),
+        (["--pad=-5px"], "--pad -5px: give whole px such as 20px, or a share of the crop such as 0.02 or 2%."),
+        (["--pad=-0.1"], "--pad -0.1: give a share from 0 to below 1, such as 0.02 or 2%."),
+    ],
+)
+def test_wrong_value_is_named_with_what_is_allowed(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CROPREG_BATCH_SIZE", "8" if arguments else "0")
+    assert cli.run(["predict", "run", "images", "--out", "x", *arguments]) == 2
+    said = capsys.readouterr().err.removesuffix("See: cropreg predict --help\n")
+    assert {*said.removeprefix("cropreg: ").splitlines()} == {*message.splitlines()}
+
+
 def test_missing_input_ends_with_3_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["match", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "x")]) == 3
     assert f"{tmp_path / 'a'}: there is no such folder" in capsys.readouterr().err

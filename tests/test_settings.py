@@ -130,9 +130,9 @@ def test_every_wrong_value_is_named_with_what_was_given(write):
     lines = refusal(write("batch_size: many\nflip: sideways\ndropout: 1.5")).splitlines()
     assert len(lines) == 3
     text = "\n".join(lines)
-    assert "batch_size: Input should be a valid integer" in text and "(got 'many')" in text
-    assert "flip: Input should be 'none', 'horizontal', 'vertical' or 'both' (got 'sideways')." in text
-    assert "dropout: Input should be less than 1 (got 1.5)." in text
+    assert "batch_size: must be a whole number (got 'many')." in text
+    assert "flip: must be 'none', 'horizontal', 'vertical' or 'both' (got 'sideways')." in text
+    assert "dropout: must be less than 1 (got 1.5)." in text
 
 
 @pytest.mark.parametrize(

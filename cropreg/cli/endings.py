@@ -10,9 +10,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from cyclopts import CycloptsError, MissingArgumentError
+from pydantic import ValidationError
+
 from cropreg import __version__, logs, storage
 from cropreg.errors import CropregError, LockedError, OutputError, UsageError
-from cropreg.settings import DoorSettings
+from cropreg.settings import DoorSettings, allowed
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,24 @@ def tell(error: CropregError) -> int:
     """Prints an error; returns its exit code."""
     print(f"cropreg: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def in_words(error: CycloptsError) -> str:
+    """What is wrong with a command line: of each wrong value its flag or variable, the value, and what is allowed."""
+    if isinstance(error, MissingArgumentError) and error.keyword in (tokens := error.root_input_tokens or []):
+        following = tokens[tokens.index(error.keyword) + 1 :][:1]
+        if following and following[0].startswith("-") and not following[0].startswith("--"):
+            return f"{error.keyword}: needs a value. One that begins with a hyphen is written {error.keyword}={following[0]}."
+    wrong = error.__cause__
+    if not isinstance(wrong, ValidationError) or error.argument is None:
+        return str(error)
+    flags = {child.field_info.name: child.tokens[0].keyword for child in error.argument.children if child.tokens}
+    lines = []
+    for item in wrong.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        said = f"{flags.get(name) or name} {item['input']}: " if name else ""
+        lines.append(f"{said}{allowed(item['msg'])}.")
+    return "\n".join(lines)
 
 
 def _write_failure(out: str | None, code: int, message: str, *, unless: bool) -> None:

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from cropreg import __version__
-from cropreg.cli.endings import Stopped, finish, tell
+from cropreg.cli.endings import Stopped, finish, in_words, tell
 from cropreg.cli.words import apart, settings_file, with_verdicts
 from cropreg.errors import CropregError, UsageError
 from cropreg.settings import (
@@ -347,7 +347,7 @@ def run(arguments: Sequence[str]) -> int:
         return int(stopped.args[0])
     except CycloptsError as error:
         verb = tokens[0] if tokens and tokens[0] in app else ""
-        return tell(UsageError(f"{error}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
+        return tell(UsageError(f"{in_words(error)}\nSee: cropreg {verb + ' ' if verb else ''}--help"))
 
 
 def look_at(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], Path | None]:
@@ -357,7 +357,7 @@ def look_at(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], Path |
         app.config = [Env("CROPREG_", command=False), *settings_file(tokens)]
         _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise UsageError(f"{error}\nOptions of submit stand before {verb}. See: cropreg {verb} --help") from error
+        raise UsageError(f"{in_words(error)}\nOptions of submit stand before {verb}. See: cropreg {verb} --help") from error
     if any(token == "--address" or token.startswith("--address=") for token in arguments):
         raise UsageError(f"submit: --address stands before {verb}; the job finds its own cluster by itself.")
     given = bound.arguments

@@ -4,7 +4,7 @@ Each is a frozen pydantic model that refuses unknown fields.  They stand here, o
 neither torch nor Ray.  The matcher's own thresholds stand with the matcher.
 """
 
-from cropreg.settings.reading import check, read_yaml
+from cropreg.settings.reading import allowed, check, read_yaml
 from cropreg.settings.verbs import (
     DEFAULT_RETRY,
     PRESETS,
@@ -44,6 +44,7 @@ __all__ = [
     "Settings",
     "SubmitSettings",
     "TrainSettings",
+    "allowed",
     "check",
     "read_resources",
     "read_yaml",

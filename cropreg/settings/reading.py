@@ -81,8 +81,18 @@ def check(values: dict[str, Any], model: type[Settings], origin: str) -> Setting
             if item["type"] == "extra_forbidden":
                 lines.append(f"{origin}: unknown setting {name!r}.{_meant(name, model.model_fields)}")
             else:
-                lines.append(f"{origin}: {name}: {item['msg']} (got {item['input']!r}).")
+                lines.append(f"{origin}: {name}: {allowed(item['msg'])} (got {item['input']!r}).")
         raise UsageError("\n".join(lines)) from error
+
+
+def allowed(message: str) -> str:
+    """What pydantic says of a wrong value, in our words.
+
+    >>> allowed("Input should be a valid integer, unable to parse string as an integer")
+    'must be a whole number'
+    """
+    text = message.removeprefix("Value error, ").partition(", unable to parse")[0]
+    return text.replace("Input should", "must").replace("a valid integer", "a whole number").replace("a valid", "a")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
