@@ -24,7 +24,7 @@ from cropreg import storage
 from cropreg.boxes import Box, from_stored, to_stored
 from cropreg.errors import InputError, UsageError
 from cropreg.interchange import coco, exports, hugging_face, label_studio, pp3, table, xmp
-from cropreg.interchange.turned import corners, from_corners
+from cropreg.interchange.turned import corners, from_corners, turn
 from cropreg.schema import PREDICTIONS, csv_bytes
 
 ORIENTATIONS = range(1, 9)
@@ -255,12 +255,25 @@ def test_sidecar_without_a_whole_crop_is_named(change: tuple[bytes, bytes], mess
 @given(boxes(), st.one_of(st.just(0.0), st.floats(-15, 15)))
 def test_pp3_cuts_the_same_place_after_turning_the_picture(box: Box, angle: float) -> None:
     angle = round(angle, 3)
-    found, turned = pp3.read(pp3.write(box, angle, SIZE, None, "a.pp3"), SIZE, "a.pp3")
+    try:
+        data = pp3.write(box, angle, SIZE, None, "a.pp3")
+    except InputError:  # in a corner that is turned out of the frame
+        around = Box(0, 0, *SIZE).center_xy
+        out = [turn(x - around[0], y - around[1], -angle) for x, y in corners(box, angle)]
+        assert angle and any(abs(x) > around[0] or abs(y) > around[1] for x, y in out)
+        return
+    found, turned = pp3.read(data, SIZE, "a.pp3")
     assert turned == angle
     if not angle:
         assert found == box.rounded(SIZE)
-    elif all(0 <= x <= SIZE[0] and 0 <= y <= SIZE[1] for x, y in corners(box, angle)):
-        assert far(found, box) < 1.5  # whole pixels; a crop in the corner of the turned picture may lie outside its canvas
+    else:
+        assert far(found, box) < 2.5  # whole pixels, and one that may lie outside
+
+
+def test_pp3_cuts_nothing_off_silently() -> None:
+    """Turned about the picture's centre, a crop in its corner lies outside the frame."""
+    with pytest.raises(InputError, match=r"^a\.pp3: .* beyond which 2 px of this crop would lie"):
+        pp3.write(Box(1, 1, 30, 30), 1.0, SIZE, None, "a.pp3")
 
 
 def test_pp3_degree_turns_the_result_as_rawtherapee_does() -> None:

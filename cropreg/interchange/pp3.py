@@ -18,6 +18,7 @@ _NEW = b"[Version]\nAppVersion=5.9\nVersion=349\n"  # the version whose rules th
 _BENDING = (("Perspective", "Horizontal"), ("Perspective", "Vertical"), ("Distortion", "Amount"))
 _CAMERA = (("Perspective", "CameraRoll"), ("Perspective", "CameraPitch"), ("Perspective", "CameraYaw"))
 _TRANSFORMS = "Common Properties for Transformations"
+_MOST_LOST_PX = 1.0  # by rounding
 
 _Sections = dict[str, dict[str, str]]
 
@@ -32,13 +33,21 @@ def write(box: Box, angle_deg: float, size_wh: tuple[int, int], existing: bytes 
         name: of that sidecar, for messages.
 
     Raises:
-        InputError: ``existing`` turns, mirrors or bends the picture before it is cropped, so that the box would mean another place.
+        InputError: ``existing`` turns, mirrors or bends the picture before it is cropped, so that the box would mean another place; or the
+            turn puts a part of the crop outside the frame, in which RawTherapee turns the picture.
     """
     _refuse_bent(_parse(existing or b"", name), name, "so a crop cannot be added to it")
     w, h = size_wh
     (x, y), (box_w, box_h) = box.center_xy, box.size_wh
     dx, dy = turn(x - w / 2, y - h / 2, -angle_deg)
-    placed = around((w / 2 + dx, h / 2 + dy), (box_w, box_h)).rounded(size_wh)
+    turned = around((w / 2 + dx, h / 2 + dy), (box_w, box_h)) if angle_deg else box
+    lost_px = max(-turned.x1, -turned.y1, turned.x2 - w, turned.y2 - h)
+    if lost_px > _MOST_LOST_PX:
+        raise InputError(
+            f"{name}: RawTherapee turns a picture within its frame, beyond which {lost_px:.0f} px of this crop would lie, "
+            f"so it cannot be written as a sidecar. Take another format for it."
+        )
+    placed = turned.rounded(size_wh)
     values = {"Enabled": "true", "X": placed.x1, "Y": placed.y1, "W": placed.x2 - placed.x1, "H": placed.y2 - placed.y1}
     sections = {
         "Crop": {**{key: str(value) for key, value in values.items()}, "FixedRatio": "false"},
