@@ -387,7 +387,8 @@ class MatcherSettings(Settings):
     other_noise: float = Field(
         4.5,
         description="the same where nothing but full-size pixels at hand gave rise to the question: of 55 right crops, some edited, "
-        "none has 2; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well",
+        "none has 2; frames of a burst in which hardly anything moved have 3 to 18, crops freed from noise or lettered all over as well; "
+        "what the original's own file has rounded away is added",
     )
     other_noise_shrunk: float = Field(
         6.5, description="the same of shrunk crops: all edits together, and the clipping they bring, make 5 to 6.3 of right ones"

@@ -23,11 +23,11 @@ from cropreg.matching.fine import (
 )
 from cropreg.matching.follow import Found, closer, convinces, plausible
 from cropreg.matching.kept import is_near, stretched
-from cropreg.matching.picture import Picture
+from cropreg.matching.picture import SMALL_CROP_LONG_SIDE_PX, Picture
 from cropreg.matching.place import Affine
 from cropreg.matching.plane import Plane
 from cropreg.matching.residual import coarser_steps, unexplained
-from cropreg.matching.rounding import SNAPPED
+from cropreg.matching.rounding import ASKED, ROUNDING, SNAPPED
 from cropreg.matching.settings import MatcherSettings
 from cropreg.matching.unrest import Unrest, look_for_unrest
 from cropreg.matching.verify import quantile
@@ -142,8 +142,9 @@ def settle(
     doubted = not alone and math.prod(max(1, n // _window_px(found, s)) for n in crop.size_wh) < s.least_edge_windows
     calm = unrest.calm and sure and found.evidence.low >= s.calm_low and unrest.drift_px < s.certain_drift_px
     if calm and not (noisy or odd or repeats) and _is_exact(found, kept, s):
-        left_over = unexplained_at(original, crop, whole, s) if doubted else None
-        return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=doubted)
+        left_over = unexplained_at(original, crop, whole, s) if doubted or _is_at_hand(original, crop) else None
+        left_over = left_over if doubted else _too_much(left_over, original, found.place, kept, s)
+        return Settled(found, found.place, kept, _error_px(found, kept), unexplained=left_over, doubted=True)
     if unrest.apart >= s.sure_moving_median and unrest.tiles >= s.sure_moving_tiles:
         return Settled(found, found.place, kept, _error_px(found, kept), [], moved=unrest.tiles)
     looks = _Looks(original, crop, found, unrest, s)
@@ -243,14 +244,33 @@ def _explained(standing: _Standing, original: Picture, crop: Picture, s: Matcher
     asked = bool(standing.noisy or moved or doubted) and not is_burst(moved, windows, s)
     left_over = unexplained_at(original, crop, place, s) if asked else None
     if windows and not asked and not moved and np.median([w.left for w in windows]) >= s.rounded:
-        # Full-size pixels are at hand: another frame in which nothing moved has other noise.
-        left_over = unexplained_at(original, crop, place, s)
-        least = s.other_noise if standing.kept or standing.same_size else s.other_noise_shrunk
-        doubted, left_over = True, left_over if left_over is not None and left_over >= least else None
+        doubted = True
+        left_over = _too_much(unexplained_at(original, crop, place, s), original, place, standing.kept or standing.same_size, s)
     return Settled(
         standing.found, place, standing.kept, standing.error_px, windows, len(standing.rectangles), moved, standing.confirmed, left_over,
         doubted=doubted,
     )  # fmt: skip
+
+
+def _is_at_hand(original: Picture, crop: Picture) -> bool:
+    """Whether full-size pixels are at hand, or are of a crop so small that most such pairs ask for them.
+
+    Told by the two files, not by what was decoded before, or verdicts would depend on the order of crops.
+    """
+    return crop.factor == 1 and (original.factor == 1 or max(crop.size_wh) < SMALL_CROP_LONG_SIDE_PX)
+
+
+def _too_much(left_over: float | None, original: Picture, place: Affine, same_size: bool, s: MatcherSettings) -> float | None:
+    """What is left over, if only other noise explains so much, as that of another frame in which nothing moved; None if not.
+
+    The crop may have been cut from what the original was saved of: what that file has rounded away is allowed for.
+    """
+    steps = original.rounding_steps
+    if left_over is None or steps is None:
+        return None
+    rounded = float(np.median(steps[ASKED])) ** 2 / 12 * min(1.0, places.scale(place)) ** 2
+    least = (s.other_noise if same_size else s.other_noise_shrunk) + rounded / ROUNDING
+    return left_over if left_over >= least else None
 
 
 def _moved_as_one(windows: list[Window], start: Affine, place: Affine, s: MatcherSettings) -> Affine | None:

@@ -443,3 +443,13 @@ def test_another_frame_in_which_hardly_anything_changed_has_other_noise():
     original = np.clip(picture + np.random.default_rng(1).normal(0, 2.5, picture.shape), 0, 255).astype(np.uint8)
     verdicts = [find(encode(original, quality=95), encode(frame[150:700, 250:1050], quality=92)).verdict for frame in frames]
     assert verdicts[0] == "found" and verdicts[1] != "found"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8])
+def test_a_small_crop_of_the_next_frame_from_a_tripod_has_other_noise_but_one_of_what_the_original_was_saved_of_has_not(scale):
+    still = scene(7).astype(float)
+    frames = [np.clip(still + np.random.default_rng(seed).normal(0, 3.0, still.shape), 0, 255).astype(np.uint8) for seed in (1, 2)]
+    crops = [cv2.resize(frame[200:620, 300:860], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+    for quality in (95, 85):
+        verdicts = [find(encode(frames[0], quality=quality), encode(crop, quality=90)).verdict for crop in crops]
+        assert verdicts[0] == "found" and (verdicts[1] == "doubtful") == (quality == 95)  # at 85 the original may have lost as much
