@@ -39,7 +39,7 @@ demo: $(VENV)/.package ## Shows the whole way on pictures that come with the pac
 # Work is stolen, not dealt out: what a module's tests share is then made in one process.
 test: test-fast test-long test-ray ## Runs all tests but the slow ones.
 
-test-fast: $(VENV)/.tools ## Runs the tests that take half a minute together.
+test-fast: $(VENV)/.tools ## Runs the tests that take a minute or two together.
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not ray and not slow and not browser" $(ARGS)
 
 test-long: $(VENV)/.tools ## Runs the longer ones without Ray: whole matches, an object store, the command line.
